@@ -1,0 +1,1 @@
+"""What goes into a run: prompts and corpora, read, checked and split."""

@@ -1,0 +1,1 @@
+"""Evaluations: from samples or a model to metrics and rows."""

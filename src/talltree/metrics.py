@@ -1,0 +1,164 @@
+"""Every key that metrics.jsonl may hold: its unit, its formula and its TensorBoard tag.
+
+Tags are the names that the TRL trainers log under where the quantity is the same one (its GRPO `kl` is k3
+per token, its PPO `objective/kl` is k1 summed over the sequence). A tag of None is not drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """Unit, formula or meaning, and TensorBoard tag of one key."""
+
+    unit: str
+    formula: str
+    tag: str | None
+
+
+RL: Mapping[str, Metric] = {
+    "step": Metric("count", "batches of rollouts so far, this one included; the x axis of every curve", None),
+    "episodes": Metric("count", "completions sampled so far, this step's included", "train/episode"),
+    "reward/mean": Metric(
+        "reward", "mean of the total reward over scored completions, KL left out", "train/reward"
+    ),
+    "reward/std": Metric(
+        "reward", "sqrt(sum((r - mean)^2) / (n - 1)) over the n scored completions", "train/reward_std"
+    ),
+    "reward/max": Metric("reward", "highest total reward of a completion in the step", "train/reward_max"),
+    "kl/sequence": Metric(
+        "nats",
+        "mean over completions of sum_t (logp - ref_logp); positive away from the reference",
+        "train/objective/kl",
+    ),
+    "kl/token": Metric(
+        "nats/token",
+        "sum of (logp - ref_logp) over all completion tokens / number of completion tokens",
+        "train/kl_per_token",
+    ),
+    "kl/k3": Metric(
+        "nats/token",
+        "mean over completion tokens of exp(d) - d - 1 with d = ref_logp - logp; never negative",
+        "train/kl",
+    ),
+    "kl/coef": Metric(
+        "reward/nat",
+        "price of one nat of sequence KL in this step, after the controller",
+        "train/objective/kl_coef",
+    ),
+    "policy/entropy": Metric(
+        "nats/token",
+        "mean over completion tokens of the entropy of the distribution sampled from",
+        "train/entropy",
+    ),
+    "policy/loss": Metric(
+        "reward",
+        "sum(weights * surrogate) plus the KL term where it stands in the loss, mean over the step's updates",
+        "train/loss",
+    ),
+    "policy/grad_norm": Metric(
+        "loss/parameter",
+        "L2 norm of the whole gradient before clipping, mean over the step's updates",
+        "train/grad_norm",
+    ),
+    "policy/ratio_mean": Metric(
+        "ratio",
+        "mean over completion tokens of exp(logp - old_logp), mean over the step's updates; 1 when on-policy",
+        "train/val/ratio",
+    ),
+    "policy/clip_share": Metric(
+        "share",
+        "completion tokens whose surrogate is clipped (no gradient) / completion tokens, "
+        "mean over the step's updates",
+        "train/clip_ratio/region_mean",
+    ),
+    "policy/learning_rate": Metric(
+        "1/update", "learning rate of the step's last optimiser update", "train/learning_rate"
+    ),
+    "completion/length": Metric(
+        "tokens", "mean completion length, stop token included", "train/completions/mean_length"
+    ),
+    "completion/ended": Metric(
+        "share", "completions that drew a stop token / completions", "train/completions/ended_ratio"
+    ),
+    "diversity/distinct_1": Metric(
+        "share",
+        "different words / words, split on white space, all completions of the step pooled",
+        "train/diversity/distinct_1",
+    ),
+    "diversity/distinct_2": Metric(
+        "share",
+        "different neighbouring word pairs / pairs, all completions of the step pooled",
+        "train/diversity/distinct_2",
+    ),
+    "diversity/unique": Metric("share", "different completion texts / completions", "train/diversity/unique"),
+    "groups/zero_variance": Metric(
+        "share", "groups of one prompt whose rewards are all equal / groups", "train/frac_reward_zero_std"
+    ),
+    "advantage/std": Metric(
+        "reward", "sqrt(sum((A - mean)^2) / (n - 1)) over the advantages of the step", "train/advantage_std"
+    ),
+    "time/sample": Metric("seconds", "wall time of generation", "train/time/sample"),
+    "time/score": Metric("seconds", "wall time of rewards and reference log-probs", "train/time/score"),
+    "time/train": Metric("seconds", "wall time of the optimiser updates", "train/time/train"),
+    "time/step": Metric("seconds", "wall time of the whole step", "train/step_time"),
+    "time/tokens_per_second": Metric(
+        "tokens/second", "completion tokens of the step / time/step", "train/tokens_per_second"
+    ),
+}
+
+PRETRAIN: Mapping[str, Metric] = {
+    "step": Metric("count", "optimiser updates so far, this one included; the x axis of every curve", None),
+    "tokens": Metric("tokens", "tokens trained on so far, repeats counted", "train/num_tokens"),
+    "loss/train": Metric("nats/token", "mean of -log p(token) over the update's batch", "train/loss"),
+    "loss/validation": Metric("nats/token", "mean of -log p(token) over the held-out text", "eval/loss"),
+    "bits_per_byte": Metric(
+        "bits/byte",
+        "held-out nats / (ln 2 * UTF-8 bytes of the held-out text); comparable between tokenizers",
+        "eval/bits_per_byte",
+    ),
+    "grad_norm": Metric("loss/parameter", "L2 norm of the whole gradient before clipping", "train/grad_norm"),
+    "learning_rate": Metric("1/update", "learning rate of the update", "train/learning_rate"),
+    "time/step": Metric("seconds", "wall time of the update", "train/step_time"),
+    "time/validation": Metric("seconds", "wall time of the held-out loss", "train/time/validation"),
+    "time/tokens_per_second": Metric(
+        "tokens/second", "tokens of the update / time/step", "train/tokens_per_second"
+    ),
+}
+
+COMPONENT_PREFIX = "reward/"
+
+
+def component_key(name: str) -> str:
+    """Key of one reward component: reward/NAME. Raises ValueError if that is one of the table's own keys."""
+    key = COMPONENT_PREFIX + name
+    if not name or key in RL:
+        raise ValueError(f"a reward component cannot be called {name!r}: {key!r} is a metric of its own")
+    return key
+
+
+def describe(key: str) -> Metric:
+    """The Metric of any documented key, reward components included. Raises KeyError for another key.
+
+    A key that stands in both tables (step, time/...) has one unit and one tag in both.
+    """
+    if key in RL:
+        return RL[key]
+    if key in PRETRAIN:
+        return PRETRAIN[key]
+    if key.startswith(COMPONENT_PREFIX) and key != COMPONENT_PREFIX:
+        return component(key.removeprefix(COMPONENT_PREFIX))
+    raise KeyError(
+        f"metric {key!r} is not in the tables of talltree.metrics; add it there and to docs/metrics.md"
+    )
+
+
+def component(name: str) -> Metric:
+    """The Metric of the reward component `name`."""
+    return Metric(
+        "reward",
+        "mean of that component over the completions it scored, when there are several",
+        f"train/rewards/{name}/mean",
+    )

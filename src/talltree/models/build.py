@@ -1,0 +1,105 @@
+"""A Llama-type or GPT-2 model from its dimensions, with weights drawn from an explicit generator."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from talltree.config import option
+from talltree.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The dimensions of a model; kv_heads and tie_embeddings hold for llama: GPT-2 has neither choice."""
+
+    architecture: str = option("llama", "family of the model", choices=("llama", "gpt2"))
+    hidden_size: int = option(192, "width of the residual stream", low=8)
+    layers: int = option(5, "number of blocks", low=1)
+    heads: int = option(6, "attention heads", low=1)
+    kv_heads: int = option(6, "key and value heads (llama)", low=1)
+    intermediate_size: int = option(512, "width of the feed-forward layer", low=8)
+    context: int = option(256, "longest sequence", unit="tokens", low=8)
+    tie_embeddings: bool = option(True, "one matrix for the embedding and the head")
+
+    def check(self) -> None:
+        """Raises ConfigError for dimensions that do not divide."""
+        if self.hidden_size % (2 * self.heads):
+            raise ConfigError(
+                f"model.hidden_size {self.hidden_size} is not divisible by twice model.heads {self.heads}; "
+                f"try {max(1, self.hidden_size // (2 * self.heads)) * 2 * self.heads}"
+            )
+        if self.architecture == "llama" and self.heads % self.kv_heads:
+            raise ConfigError(
+                f"model.heads {self.heads} is not divisible by model.kv_heads {self.kv_heads}; "
+                f"try {self.heads}"
+            )
+        if self.architecture == "gpt2" and not self.tie_embeddings:
+            raise ConfigError("model.tie_embeddings false is for llama; a gpt2 head is always tied")
+
+
+def build(shape: Shape, tokenizer: Any, seed: int) -> PreTrainedModel:
+    """A new float32 model without dropout whose special tokens are the tokenizer's.
+
+    Matrices ~ N(0, s^2) with s = 0.5 / sqrt(hidden_size); those that write into the residual stream have
+    s / sqrt(2 * layers), so that the stream's variance does not grow with depth (Radford et al. 2019).
+    """
+    tokens = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    model: PreTrainedModel
+    if shape.architecture == "gpt2":
+        model = GPT2LMHeadModel(
+            GPT2Config(
+                n_embd=shape.hidden_size, n_layer=shape.layers, n_head=shape.heads,
+                n_inner=shape.intermediate_size, n_positions=shape.context,
+                resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **tokens,
+            )
+        )  # fmt: skip
+    else:
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=shape.hidden_size, num_hidden_layers=shape.layers,
+                num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
+                intermediate_size=shape.intermediate_size, max_position_embeddings=shape.context,
+                tie_word_embeddings=shape.tie_embeddings, **tokens,
+            )
+        )  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    std = 0.5 / shape.hidden_size**0.5
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() < 2:
+                continue
+            into_residual = name.endswith(("o_proj.weight", "down_proj.weight", "c_proj.weight"))
+            scale = std / (2 * shape.layers) ** 0.5 if into_residual else std
+            parameter.copy_(torch.empty_like(parameter).normal_(0.0, scale, generator=generator))
+    return model.float().eval()
+
+
+def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write tokenizer.json and tokenizer_config.json under a class name that transformers 4 and 5 both know.
+
+    Version 5 writes the class as TokenizersBackend, which version 4 does not have.
+    """
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content.get("tokenizer_class") == "TokenizersBackend":
+        content["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,83 @@
+"""Log-probs of given completions under a model: the trainer's and the reference's side of the contract."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from talltree.maths.logprobs import entropy, token_logprobs
+from talltree.models.views import base_model
+from talltree.types import Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Likelihood(NamedTuple):
+    """logp_NT of the tokens and entropy_NT (no gradient) of the distributions: nats, 0 outside the mask."""
+
+    logp_NT: Tensor
+    entropy_NT: Tensor
+
+
+def likelihood(
+    model: PreTrainedModel,
+    prompt_ids: list[list[int]],
+    completion_ids_NT: Tensor,
+    completion_mask_NT: Tensor,
+    temperature: float,
+) -> Likelihood:
+    """Log pi(completion | prompt) per token under softmax(logits / temperature); differentiable.
+
+    Prompt and completion are joined and padded on the right, so that position ids count from 0 and no real
+    token attends to padding: neither a mask nor position ids are needed, in any architecture. The vocabulary
+    head runs on completion tokens alone. float32, or float64 where the model is.
+    """
+    device = completion_ids_NT.device
+    N, T = completion_ids_NT.shape
+    prompt_N = torch.tensor([len(ids) for ids in prompt_ids], device=device)
+    length_N = prompt_N + completion_mask_NT.sum(1)
+    tokens_NS = torch.zeros(N, int(length_N.max()), dtype=torch.long, device=device)
+    for row, ids in enumerate(prompt_ids):
+        tokens_NS[row, : len(ids)] = torch.tensor(ids, device=device)
+    row_M, step_M = completion_mask_NT.nonzero(as_tuple=True)
+    place_M = prompt_N[row_M] + step_M
+    target_M = completion_ids_NT[row_M, step_M]
+    tokens_NS[row_M, place_M] = target_M
+
+    logits_MV = _logits_at(model, tokens_NS, row_M, place_M - 1)
+    logp_M = token_logprobs(logits_MV, target_M, temperature)
+    with torch.no_grad():
+        entropy_M = entropy(logits_MV, temperature)
+    zeros_NT = logp_M.new_zeros(N, T)
+    return Likelihood(
+        zeros_NT.index_put((row_M, step_M), logp_M), zeros_NT.index_put((row_M, step_M), entropy_M)
+    )
+
+
+@torch.no_grad()
+def likelihoods(model: PreTrainedModel, rollout: Rollout, temperature: float, rows: int = 16) -> Likelihood:
+    """`likelihood` of a whole rollout without gradient, `rows` at a time to bound the logits in memory."""
+    parts = [
+        likelihood(
+            model,
+            rollout.prompt_ids[start : start + rows],
+            rollout.completion_ids_NT[start : start + rows],
+            rollout.completion_mask_NT[start : start + rows],
+            temperature,
+        )
+        for start in range(0, len(rollout.prompt_ids), rows)
+    ]
+    logp, spread = zip(*parts, strict=True)
+    return Likelihood(torch.cat(logp), torch.cat(spread))
+
+
+def _logits_at(model: PreTrainedModel, tokens_NS: Tensor, row_M: Tensor, place_M: Tensor) -> Tensor:
+    """Logits (M, V) at the given rows and positions; only those reach the head where the layout is known."""
+    base = base_model(model)
+    if type(base).__name__ in {"GPT2LMHeadModel", "GPTNeoForCausalLM", "LlamaForCausalLM"}:
+        hidden_NSH = base.base_model(input_ids=tokens_NS, use_cache=False).last_hidden_state
+        return base.lm_head(hidden_NSH[row_M, place_M])
+    return model(input_ids=tokens_NS, use_cache=False).logits[row_M, place_M]

@@ -1,0 +1,202 @@
+"""One view of the weights of GPT-2, GPT-Neo and Llama-type models, for a decode loop without module calls.
+
+The three families differ in how the weights are stored (GPT-2 keeps them transposed), in the norm, in
+positions (learned or rotary), in the feed-forward activation and in GPT-Neo's unscaled, windowed attention.
+`decode_view` states those differences as data. With LoRA adapters in place the view holds the merged
+weights, so the sampler draws from the policy that the trainer scores.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Affine(NamedTuple):
+    """y = x @ weight.T + bias; weight (out, in), bias (out,) or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+class Norm(NamedTuple):
+    """Layer norm, or root-mean-square norm where bias is None."""
+
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+
+
+class Layer(NamedTuple):
+    """The weights of one block, and how far back its attention sees."""
+
+    attention_norm: Norm
+    qkv: Affine
+    attention_out: Affine
+    mlp_norm: Norm
+    mlp_in: Affine  # gate and up stacked where the feed-forward is gated
+    mlp_out: Affine
+    window: int | None  # positions that a query sees, itself included; None: all
+
+
+class DecodeView(NamedTuple):
+    """What a decode loop needs: the weights of every layer and the few choices that tell families apart."""
+
+    embedding: Tensor  # (V, hidden)
+    positions: Tensor | None  # learned (context, hidden)
+    rotary: nn.Module | None  # the model's own module: handles every scaling of its family
+    layers: list[Layer]
+    final_norm: Norm
+    head: Affine
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    gated: bool  # silu(gate) * up, otherwise gelu in its tanh form
+
+
+def base_model(model: Any) -> Any:
+    """The library's own model inside adapters, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def decode_view(model: PreTrainedModel) -> DecodeView | None:
+    """The view of a model's current weights, or None where the architecture or an option is not covered.
+
+    Without adapters the view shares storage with the model, except for stacked projections, which are copies:
+    take a new view after every update.
+    """
+    base: Any = base_model(model)
+    match type(base).__name__:
+        case "GPT2LMHeadModel":
+            return _gpt2(base)
+        case "GPTNeoForCausalLM":
+            return _gpt_neo(base)
+        case "LlamaForCausalLM":
+            return _llama(base)
+        case _:
+            return None
+
+
+def _gpt2(model: Any) -> DecodeView | None:
+    config, body = model.config, model.transformer
+    plain = config.scale_attn_weights and not config.scale_attn_by_inverse_layer_idx
+    if not plain or config.activation_function != "gelu_new" or config.add_cross_attention:
+        return None
+    layers = [
+        Layer(
+            _norm(block.ln_1),
+            _affine(block.attn.c_attn),
+            _affine(block.attn.c_proj),
+            _norm(block.ln_2),
+            _affine(block.mlp.c_fc),
+            _affine(block.mlp.c_proj),
+            None,
+        )
+        for block in body.h
+    ]
+    return _learned_positions(model, body, layers, config.num_attention_heads, scaled=True)
+
+
+def _gpt_neo(model: Any) -> DecodeView | None:
+    config, body = model.config, model.transformer
+    if config.activation_function != "gelu_new":
+        return None
+    layers = []
+    for block, kind in zip(body.h, config.attention_layers, strict=True):
+        attention = block.attn.attention
+        layers.append(
+            Layer(
+                _norm(block.ln_1),
+                _stack(attention.q_proj, attention.k_proj, attention.v_proj),
+                _affine(attention.out_proj),
+                _norm(block.ln_2),
+                _affine(block.mlp.c_fc),
+                _affine(block.mlp.c_proj),
+                config.window_size if kind == "local" else None,
+            )
+        )
+    # GPT-Neo does not divide attention scores by the root of the head size.
+    return _learned_positions(model, body, layers, config.num_heads, scaled=False)
+
+
+def _learned_positions(model: Any, body: Any, layers: list[Layer], heads: int, scaled: bool) -> DecodeView:
+    embedding = body.wte.weight.detach()
+    head_dim = embedding.shape[1] // heads
+    return DecodeView(
+        embedding=embedding,
+        positions=body.wpe.weight.detach(),
+        rotary=None,
+        layers=layers,
+        final_norm=_norm(body.ln_f),
+        head=_affine(model.lm_head),
+        heads=heads,
+        kv_heads=heads,
+        head_dim=head_dim,
+        scale=head_dim**-0.5 if scaled else 1.0,
+        gated=False,
+    )
+
+
+def _llama(model: Any) -> DecodeView | None:
+    config, body = model.config, model.model
+    # Rotary frequencies that change with the length of the text cannot be tabled ahead.
+    rotary = str(getattr(body.rotary_emb, "rope_type", "default"))
+    if config.hidden_act != "silu" or "dynamic" in rotary or rotary == "longrope":
+        return None
+    head_dim = body.layers[0].self_attn.head_dim
+    layers = [
+        Layer(
+            _norm(block.input_layernorm),
+            _stack(block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj),
+            _affine(block.self_attn.o_proj),
+            _norm(block.post_attention_layernorm),
+            _stack(block.mlp.gate_proj, block.mlp.up_proj),
+            _affine(block.mlp.down_proj),
+            None,
+        )
+        for block in body.layers
+    ]
+    return DecodeView(
+        embedding=body.embed_tokens.weight.detach(),
+        positions=None,
+        rotary=body.rotary_emb,
+        layers=layers,
+        final_norm=_norm(body.norm),
+        head=_affine(model.lm_head),
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=head_dim,
+        scale=head_dim**-0.5,
+        gated=True,
+    )
+
+
+def _norm(module: Any) -> Norm:
+    if isinstance(module, nn.LayerNorm):
+        return Norm(module.weight.detach(), module.bias.detach(), module.eps)
+    return Norm(module.weight.detach(), None, module.variance_epsilon)
+
+
+def _affine(module: Any) -> Affine:
+    linear = module.base_layer if hasattr(module, "base_layer") else module
+    weight = linear.weight.detach()
+    for adapter in getattr(module, "active_adapters", []):
+        apart = adapter in module.lora_A and adapter not in module.merged_adapters
+        if apart and not module.disable_adapters:
+            weight = weight + module.get_delta_weight(adapter).detach()
+    if type(linear).__name__ == "Conv1D":
+        weight = weight.T
+    return Affine(weight, None if linear.bias is None else linear.bias.detach())
+
+
+def _stack(*modules: Any) -> Affine:
+    parts = [_affine(module) for module in modules]
+    weight = torch.cat([part.weight for part in parts])
+    biases = [part.bias for part in parts if part.bias is not None]
+    return Affine(weight, torch.cat(biases) if biases else None)

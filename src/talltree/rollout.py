@@ -1,0 +1,169 @@
+"""Rollouts: sampling joined with rewards and KL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from talltree import rewards
+from talltree.data.prompts import columns
+from talltree.errors import DataError, ModelError, RewardError
+from talltree.maths.advantages import token_rewards
+from talltree.maths.kl import k1
+from talltree.models.load import context_length, encode
+from talltree.models.policy import Reference
+from talltree.models.score import likelihoods
+from talltree.sampling.decode import sample
+from talltree.types import Prompt, Reward, Rollout, Scored
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    prompts: Sequence[Prompt],
+    max_completion_length: int,
+) -> dict[str, list[int]]:
+    """Token ids of every prompt text, checked against model and context before anything is sampled.
+
+    Raises DataError for a prompt without tokens or one that leaves no room for the completion, ModelError
+    for a token that the model does not have.
+    """
+    texts = list(dict.fromkeys(prompt.text for prompt in prompts))
+    ids_of = dict(zip(texts, encode(tokenizer, texts), strict=True))
+    room, vocabulary = context_length(model), model.config.vocab_size
+    for text, ids in ids_of.items():
+        if not ids:
+            raise DataError(f"prompt {text!r} has no tokens; a prompt needs at least one")
+        if max(ids) >= vocabulary:
+            raise ModelError(
+                f"the tokenizer gives token {max(ids)} for prompt {text[:40]!r}, but the model has "
+                f"{vocabulary} tokens; use the tokenizer that the model was trained with"
+            )
+        if len(ids) + max_completion_length > room:
+            left = room - len(ids)
+            fix = f", or set max_completion_length to {left} or less" if left > 0 else ""
+            raise DataError(
+                f"prompt {text[:40]!r} has {len(ids)} tokens and max_completion_length is "
+                f"{max_completion_length}, but the model's context is {room}; shorten the prompt{fix}"
+            )
+    return ids_of
+
+
+def collect(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    ids_of: dict[str, list[int]],
+    *,
+    max_completion_length: int,
+    stop_ids: tuple[int, ...],
+    temperature: float,
+    generator: torch.Generator,
+) -> Rollout:
+    """One completion for each of the N prompts, equal prompts adjacent, from the policy as it stands.
+
+    A completion's text is what it adds to its prompt's: decoding it alone would lose the first space in
+    SentencePiece-type tokenizers.
+    """
+    prompt_ids = [ids_of[prompt.text] for prompt in prompts]
+    sampled = sample(
+        policy,
+        prompt_ids,
+        max_completion_length=max_completion_length,
+        stop_ids=stop_ids,
+        temperature=temperature,
+        generator=generator,
+    )
+    completions = [
+        _continuation(tokenizer, ids, tokens[mask].tolist())
+        for ids, tokens, mask in zip(prompt_ids, sampled.tokens_NT, sampled.mask_NT, strict=True)
+    ]
+    return Rollout(
+        list(prompts),
+        prompt_ids,
+        completions,
+        sampled.tokens_NT,
+        sampled.mask_NT,
+        sampled.logp_NT,
+        sampled.ended_N,
+    )
+
+
+def score(
+    rollout: Rollout,
+    reward: Reward,
+    reference: Reference,
+    *,
+    temperature: float,
+    coef: float,
+    kl_in_reward: bool,
+) -> Scored:
+    """Rewards and reference log-probs of a rollout, and the token rewards that advantages are made from.
+
+    coef (reward per nat) prices k1 on every token where KL stands in the reward. A completion that the reward
+    does not score has scored_N False and no reward. Raises RewardError if none is scored.
+    """
+    totals, components = rewards.score(
+        reward, [prompt.text for prompt in rollout.prompts], rollout.completions, columns(rollout.prompts)
+    )
+    device = rollout.logp_NT.device
+    scored_N = torch.tensor([total is not None for total in totals], device=device)
+    if not scored_N.any():
+        raise RewardError(f"the reward scored none of {len(totals)} completions (None for each)")
+    reward_N = torch.tensor([total or 0.0 for total in totals], device=device)
+    with reference.model() as model:
+        ref_logp_NT = likelihoods(model, rollout, temperature).logp_NT
+    mask_NT = rollout.completion_mask_NT
+    kl_NT = k1(rollout.logp_NT, ref_logp_NT) if kl_in_reward else torch.zeros_like(ref_logp_NT)
+    token_reward_NT = token_rewards(reward_N, mask_NT, kl_NT, coef)
+    return Scored(rollout, reward_N, scored_N, components, ref_logp_NT, token_reward_NT)
+
+
+def sample_columns(
+    scored: Scored, advantage_NT: Tensor, spans: Callable[[str, str], list[tuple[int, int]]]
+) -> dict[str, list[object]]:
+    """A scored rollout as the columns of samples.parquet; sums over a sequence are in nats."""
+    rollout = scored.rollout
+    mask_NT = rollout.completion_mask_NT
+    length_N = mask_NT.sum(1)
+    logp_N, ref_logp_N = rollout.logp_NT.double().sum(1), scored.ref_logp_NT.double().sum(1)
+    texts = [prompt.text for prompt in rollout.prompts]
+    rows: dict[str, list[object]] = {
+        "prompt": list(texts),
+        "completion": list(rollout.completions),
+        "prompt_ids": list(rollout.prompt_ids),
+        "completion_ids": [
+            ids[mask].tolist() for ids, mask in zip(rollout.completion_ids_NT, mask_NT, strict=True)
+        ],
+        "reward": [
+            reward if is_scored else None
+            for reward, is_scored in zip(scored.reward_N.tolist(), scored.scored_N.tolist(), strict=True)
+        ],
+        "kl": (logp_N - ref_logp_N).tolist(),
+        "logp": logp_N.tolist(),
+        "ref_logp": ref_logp_N.tolist(),
+        # The mean over a completion's tokens: the advantage itself unless a critic makes it per token.
+        "advantage": ((advantage_NT * mask_NT).sum(1) / length_N).tolist(),
+        "ended": rollout.ended_N.tolist(),
+        "spans": [
+            [list(span) for span in spans(text, completion)]
+            for text, completion in zip(texts, rollout.completions, strict=True)
+        ],
+    }
+    if len(scored.components) > 1:
+        rows |= {f"reward/{name}": list(values) for name, values in scored.components.items()}
+    return rows
+
+
+def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: list[int], completion: list[int]) -> str:
+    def text(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    whole, start = text(prompt + completion), text(prompt)
+    return whole.removeprefix(start) if whole.startswith(start) else text(completion)

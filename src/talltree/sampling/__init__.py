@@ -1,0 +1,1 @@
+"""Sampling: the generation engine for small models."""

@@ -1,0 +1,96 @@
+"""The decode loop: the prompts once, then one token a step for all rollouts, written for small models.
+
+Small models are bound by call overhead and by skinny matrix products, not by arithmetic. So the loop works on
+plain weights (`models.views`), a prompt shared by several rollouts is read once, the cache is allocated once,
+rollouts that have ended are compacted away, and the vocabulary head is prepacked for few rows on a CPU.
+Every rollout has its own row of uniforms, so what it draws does not depend on its neighbours in the batch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from talltree.models.views import decode_view
+from talltree.sampling.caches import LibraryCache, PlainCache
+from talltree.sampling.draw import draw
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Sampled(NamedTuple):
+    """Sampled tokens (N, T), left-aligned, 0 outside mask_NT; log-probs in nats; ended_N: a stop token came.
+
+    The mask is True on every sampled token, the stop token included. T is the longest completion.
+    """
+
+    tokens_NT: Tensor
+    mask_NT: Tensor
+    logp_NT: Tensor
+    ended_N: Tensor
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel,
+    prompt_ids: list[list[int]],
+    *,
+    max_completion_length: int,
+    stop_ids: tuple[int, ...],
+    temperature: float,
+    generator: torch.Generator,
+    rows: int = 256,
+    plain: bool = True,
+) -> Sampled:
+    """One completion per prompt from softmax(logits / temperature), `rows` of them at a time.
+
+    prompt_ids: N lists of at least one token each; put equal prompts next to each other, they are then read
+    once. The generator gives one float64 uniform per rollout and position up front, so neither `rows` nor
+    early stopping changes what is drawn. plain=False takes the library's cache for every architecture.
+    """
+    uniforms_NT = torch.rand(
+        len(prompt_ids), max_completion_length, dtype=torch.float64, generator=generator
+    ).to(model.device)
+    view = decode_view(model) if plain else None
+    parts = []
+    for start in range(0, len(prompt_ids), rows):
+        some = prompt_ids[start : start + rows]
+        cache = LibraryCache(model, some) if view is None else PlainCache(view, some, max_completion_length)
+        parts.append(_decode(cache, uniforms_NT[start : start + rows], stop_ids, temperature))
+    tokens, mask, logp, ended = (torch.cat(part) for part in zip(*parts, strict=True))
+    longest = int(mask.any(0).sum())
+    return Sampled(tokens[:, :longest], mask[:, :longest], logp[:, :longest], ended)
+
+
+def _decode(
+    cache: PlainCache | LibraryCache, uniforms_NT: Tensor, stop_ids: tuple[int, ...], temperature: float
+) -> Sampled:
+    N, T = uniforms_NT.shape
+    device = uniforms_NT.device
+    tokens_NT = torch.zeros(N, T, dtype=torch.long, device=device)
+    logp_NT = torch.zeros(N, T, device=device)
+    stops = torch.tensor(stop_ids, device=device)
+    active = torch.arange(N, device=device)  # the rollout that each row of the cache continues
+    done = torch.zeros(N, dtype=torch.bool, device=device)
+    logits = cache.logits
+    for t in range(T):
+        token, logp = draw(logits if temperature == 1 else logits / temperature, uniforms_NT[active, t])
+        tokens_NT[active, t], logp_NT[active, t] = token, logp
+        done |= torch.isin(token, stops)
+        ended = int(done.sum())
+        if ended == len(done) or t + 1 == T:
+            break
+        # Dropping rows copies the cache, so ended rows run on, unread, until they are an eighth of the batch.
+        if 8 * ended >= len(done):
+            rows = (~done).nonzero().squeeze(1)
+            cache.keep(rows)
+            active, token, done = active[rows], token[rows], done[rows]
+        logits = cache.step(token)
+    stop_NT = torch.isin(tokens_NT, stops)
+    mask_NT = stop_NT.cumsum(1) - stop_NT.long() == 0
+    return Sampled(
+        tokens_NT.masked_fill(~mask_NT, 0), mask_NT, logp_NT.masked_fill(~mask_NT, 0.0), stop_NT.any(1)
+    )

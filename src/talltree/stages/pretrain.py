@@ -1,0 +1,413 @@
+"""Stage `pretrain`: a small causal language model from scratch.
+
+Documents are packed back to back, EOS doc EOS doc EOS, and cut into rows of `context` + 1 tokens, each token
+predicted once an epoch. Nothing is masked: attention runs across document boundaries, which EOS marks, and
+position ids count from the start of the row. The held-out loss is measured as the model is used: each
+document from its own EOS, long ones in windows, its final EOS included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from talltree import checkpoint
+from talltree.config import from_dict, option, to_dict
+from talltree.data.corpora import Corpus, encode, load_corpus, pack, training_batch, windows_per_epoch
+from talltree.errors import ConfigError, ContractError, ModelError, RunError
+from talltree.interrupt import Interrupts
+from talltree.maths.muon import Muon
+from talltree.models.build import Shape, build, save_tokenizer
+from talltree.models.card import model_card
+from talltree.models.load import load_model, load_tokenizer, save_model
+from talltree.run import Run, environment
+from talltree.sampling.decode import sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Learning rate per optimiser update, as a factor on learning_rate."""
+
+    name: str = option("cosine", "shape of the decay after warm-up", choices=("cosine", "linear", "wsd"))
+    warmup_steps: int = option(100, "updates of linear warm-up", unit="steps", low=0)
+    decay_share: float = option(0.3, "wsd: share of the steps in the final linear decay", above=0, high=1)
+    final_factor: float = option(0.0, "factor that is reached after the last step", low=0, high=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of `talltree pretrain`."""
+
+    dataset_name: str = option("", "corpus: a .jsonl (column `text`) or .txt file, or a folder of them")
+    tokenizer_name_or_path: str = option("", "folder or hub name of the tokenizer")
+    output_dir: str = option("runs/pretrain", "run folder")
+    resume: str | None = option(None, "run folder to continue; its own config holds, except max_minutes")
+    separator: str = option("<|endoftext|>", "what stands between the documents of a .txt file")
+    validation_share: float = option(0.01, "share of the documents that is held out", above=0, high=0.5)
+    model: Shape = option(Shape(), "dimensions of the model")
+    seed: int = option(0, "seed of the weights, the order of the data and the samples", low=0)
+    steps: int = option(1000, "optimiser updates", unit="steps", low=1)
+    batch_size: int = option(16, "rows of `model.context` tokens in an update", unit="rows", low=1)
+    micro_batch_size: int | None = option(None, "rows at a time (default: batch_size)", unit="rows", low=1)
+    optimizer: str = option(
+        "adamw",
+        "adamw, or muon for the matrices of the blocks and adamw elsewhere",
+        choices=("adamw", "muon"),
+    )
+    learning_rate: float = option(3e-3, "peak learning rate of AdamW", above=0)
+    muon_learning_rate: float = option(1e-2, "peak learning rate of Muon (unit as AdamW's)", above=0)
+    schedule: Schedule = option(Schedule(), "learning rate over the run")
+    adam_beta1: float = option(0.9, "decay of AdamW's first moment", low=0, high=0.9999)
+    adam_beta2: float = option(0.98, "decay of AdamW's second moment", low=0, high=0.9999)
+    weight_decay: float = option(0.1, "decay of parameters with two or more dimensions", low=0)
+    max_grad_norm: float = option(1.0, "the whole gradient is scaled down to this norm", above=0)
+    compile: bool = option(False, "compile the training step with torch.compile")
+    max_minutes: float | None = option(None, "save and stop after this wall time", unit="minutes", above=0)
+    log_every: int = option(10, "updates between progress lines", unit="steps", low=1)
+    validation_every: int = option(250, "updates between held-out losses", unit="steps", low=1)
+    sample_every: int = option(500, "updates between samples", unit="steps", low=1)
+    sample_prompts: list[str] = option(["", "Once upon a time"], "what the samples continue")
+    checkpoint_every: int = option(500, "updates between checkpoints", unit="steps", low=1)
+    keep_checkpoints: int = option(2, "newest checkpoints that are kept", low=1)
+    final_dtype: str = option("float32", "of the weights in final/", choices=("float32", "bfloat16"))
+    licence: str = option("other", "licence that the model card states (a hub identifier)")
+    data_note: str = option("", "what the corpus is and where it is from, for the model card")
+
+    def check(self) -> None:
+        """Raises ConfigError for numbers that do not go together."""
+        for key in ("dataset_name", "tokenizer_name_or_path"):
+            if self.resume is None and not getattr(self, key):
+                raise ConfigError(f"--{key} is required, unless --resume names a run folder to continue")
+        micro = self.micro_batch_size or self.batch_size
+        if self.batch_size % micro:
+            raise ConfigError(
+                f"batch_size {self.batch_size} is not divisible by micro_batch_size {micro}; "
+                f"try micro_batch_size {math.gcd(self.batch_size, micro)}"
+            )
+        if self.schedule.warmup_steps >= self.steps:
+            raise ConfigError(
+                f"schedule.warmup_steps {self.schedule.warmup_steps} is not below steps {self.steps}; "
+                f"try {self.steps // 10}"
+            )
+
+
+def schedule_factor(schedule: Schedule, step: int, steps: int) -> float:
+    """Factor on the learning rate of update `step` (counted from 1) of `steps`.
+
+    Warm-up: step / warmup_steps. Then, with x from 0 to 1 over the updates left, f = final_factor: cosine
+    f + (1-f)(1 + cos(pi x))/2, linear 1 - (1-f)x, wsd 1 until the last decay_share of all steps, then linear.
+    """
+    if step <= schedule.warmup_steps:
+        return step / schedule.warmup_steps
+    start = schedule.warmup_steps
+    if schedule.name == "wsd":
+        start = max(start, steps - math.ceil(schedule.decay_share * steps))
+    x = max(0.0, (step - 1 - start) / (steps - start))
+    fall = (1 - math.cos(math.pi * x)) / 2 if schedule.name == "cosine" else x
+    return 1 - (1 - schedule.final_factor) * fall
+
+
+def make_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimizer]:
+    """AdamW over all parameters, or Muon for the matrices of the blocks and AdamW for the rest.
+
+    Weight decay falls on parameters with two or more dimensions, not on norms and biases; under muon not on
+    the embedding either. GPT-2 keeps its matrices transposed, which neither optimiser notices.
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    embeddings |= {id(model.get_output_embeddings().weight)}  # type: ignore[operator]
+    matrices = [p for p in model.parameters() if p.dim() >= 2 and id(p) not in embeddings]
+    tables = [p for p in model.parameters() if p.dim() >= 2 and id(p) in embeddings]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    betas = (config.adam_beta1, config.adam_beta2)
+    with_muon = config.optimizer == "muon"
+    decayed = [] if with_muon else matrices + tables
+    exempt = tables + vectors if with_muon else vectors
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": exempt, "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.learning_rate, betas=betas, fused=True
+    )
+    if not with_muon:
+        return [adamw]
+    return [Muon(matrices, config.muon_learning_rate, weight_decay=config.weight_decay), adamw]
+
+
+def update(
+    model: nn.Module,
+    forward: Callable[..., Any],
+    optimizers: Sequence[torch.optim.Optimizer],
+    batch: Tensor,
+    micro_rows: int,
+    max_grad_norm: float,
+) -> tuple[float, float]:
+    """One optimiser update on rows of context + 1 tokens -> (mean loss in nats/token, gradient norm).
+
+    The loss is divided by the batch's whole token count, so micro-batches do not change it. Raises
+    ContractError, with the weights untouched, when loss or gradient is not finite.
+    """
+    total = 0.0
+    targets = batch[:, 1:].numel()
+    for rows in batch.split(micro_rows):
+        logits = forward(input_ids=rows[:, :-1], use_cache=False).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="sum") / targets
+        loss.backward()
+        total += loss.item()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm).item()
+    if not (math.isfinite(total) and math.isfinite(norm)):
+        raise ContractError(
+            f"loss {total} with gradient norm {norm} is not finite; the weights were left as they were: "
+            "continue from the last checkpoint with a lower learning_rate"
+        )
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return total, norm
+
+
+@torch.no_grad()
+def held_out_nats(
+    model: PreTrainedModel, documents: Sequence[list[int]], context: int, eos: int
+) -> tuple[float, int]:
+    """Sum of -log p over EOS doc EOS of each document and the number of tokens predicted.
+
+    A document longer than the context goes on in a new row that starts with the last token of the one before.
+    Rows are batched by length and padded on the right, where no real token looks.
+    """
+    whole = [[eos, *document, eos] for document in documents]
+    rows = [ids[at : at + context + 1] for ids in whole for at in range(0, len(ids) - 1, context)]
+    rows.sort(key=len)
+    nats, count = 0.0, 0
+    for start in range(0, len(rows), 32):
+        some = rows[start : start + 32]
+        ids = torch.full((len(some), len(some[-1])), eos)
+        targets = torch.full_like(ids, -100)
+        for index, row in enumerate(some):
+            ids[index, : len(row)] = torch.tensor(row)
+            targets[index, : len(row) - 1] = ids[index, 1 : len(row)]
+        ids, targets = ids[:, :-1].to(model.device), targets[:, :-1].to(model.device)
+        logits = model(input_ids=ids, use_cache=False).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+        nats += loss.item()
+        count += sum(len(row) - 1 for row in some)
+    return nats, count
+
+
+def write_samples(model: PreTrainedModel, tokenizer: Any, config: Config, step: int) -> dict[str, list[Any]]:
+    """Columns of one continuation of each sample prompt at temperature 1, drawn from (seed, step)."""
+    prompt_ids = [tokenizer(prompt)["input_ids"] for prompt in config.sample_prompts]
+    room = config.model.context - max(map(len, prompt_ids))
+    drawn = sample(
+        model, prompt_ids, max_completion_length=room, stop_ids=(tokenizer.eos_token_id,), temperature=1.0,
+        generator=torch.Generator().manual_seed(config.seed * 1_000_003 + step),
+    )  # fmt: skip
+    ids = [
+        tokens[mask].tolist() for tokens, mask in zip(drawn.tokens_NT.cpu(), drawn.mask_NT.cpu(), strict=True)
+    ]
+    return {
+        "prompt": config.sample_prompts,
+        "completion": [tokenizer.decode(each, skip_special_tokens=True) for each in ids],
+        "prompt_ids": prompt_ids,
+        "completion_ids": ids,
+        "logp": drawn.logp_NT.sum(1).tolist(),
+        "ended": drawn.ended_N.tolist(),
+    }
+
+
+def open_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """A tokenizer folder without a model, as stage `tokenizer` writes it, or the tokenizer beside a model.
+
+    Raises ModelError where it cannot be read, ConfigError where it has no EOS token.
+    """
+    folder = Path(name_or_path).expanduser()
+    if (folder / "tokenizer.json").is_file() and not (folder / "config.json").exists():
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                str(folder), trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            raise ModelError(f"cannot load the tokenizer in {name_or_path}: {error}") from error
+    else:
+        tokenizer = load_tokenizer(name_or_path)
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"tokenizer {name_or_path} has no EOS token; make one with `talltree tokenizer`")
+    return tokenizer
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 of the vocabulary, sorted by token id: a resumed run must find the same one."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+
+
+def run(config: Config) -> None:
+    """Train from scratch, or continue `config.resume`; writes the run folder and its final/."""
+    if config.resume is not None:
+        stored = from_dict(Config, Run.open(config.resume).config)
+        config = replace(
+            stored, resume=config.resume, max_minutes=config.max_minutes, output_dir=config.resume
+        )
+    tokenizer = open_tokenizer(config.tokenizer_name_or_path)
+    corpus = load_corpus(config.dataset_name, config.separator, config.validation_share)
+    hashes = {**corpus.sha256, "tokenizer vocabulary": tokenizer_hash(tokenizer)}
+    if config.resume is None:
+        folder = Run.create(config.output_dir, to_dict(config), environment(hashes))
+    else:
+        folder = Run.resume(config.resume, say=print)
+        for name, expected in folder.environment["data_sha256"].items():
+            if hashes.get(name) != expected:
+                raise RunError(
+                    f"{config.resume}: {name} has changed since the run began; bring the old one back"
+                )
+    with folder:
+        train(config, folder, corpus, tokenizer)
+
+
+def train(config: Config, folder: Run, corpus: Corpus, tokenizer: Any) -> None:
+    """The loop: updates from the last checkpoint (or 0) to `steps`, then final/ with its card."""
+    context = config.model.context
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    stream = pack(encode(tokenizer, corpus.train), tokenizer.eos_token_id)
+    held_out = encode(tokenizer, corpus.validation)
+    epoch = windows_per_epoch(stream, context)
+
+    done, elapsed, validation = 0, 0.0, {}
+    model = build(config.model, tokenizer, config.seed)
+    if checkpoint.step_folders(folder.checkpoints):
+        done, saved = folder.latest_checkpoint(say=print)
+        model = load_model(str(saved))
+    nn.Module.to(model, device)
+    optimizers = make_optimizers(model, config)
+    if done:
+        state = checkpoint.load_state(saved)
+        for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(optimizer_state)
+        elapsed, validation = state["seconds"], state["validation"]
+    folder.rewind(done)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(
+        f"{parameters:,} parameters; {len(stream):,} training tokens in {epoch:,} rows, "
+        f"{config.steps * config.batch_size / epoch:.2f} epochs; {len(held_out):,} documents held out; "
+        f"{corpus.counts.duplicates_dropped:,} duplicates dropped\nstep {done} to {config.steps} on {device}",
+        flush=True,
+    )
+    forward = torch.compile(model) if config.compile else model
+    begun = time.perf_counter()
+    micro_rows = config.micro_batch_size or config.batch_size
+    peaks = [config.muon_learning_rate if isinstance(o, Muon) else config.learning_rate for o in optimizers]
+
+    def save(step: int) -> None:
+        def write(path: Path) -> None:
+            save_model(path, model, tokenizer)
+            save_tokenizer(path, tokenizer)
+            states = [optimizer.state_dict() for optimizer in optimizers]
+            seconds = elapsed + time.perf_counter() - begun
+            checkpoint.save_state(path, {"optimizers": states, "seconds": seconds, "validation": validation})
+
+        folder.save_checkpoint(step, write, keep=config.keep_checkpoints)
+
+    stop_reason = "steps"
+    with Interrupts() as interrupts:
+        for step in range(done + 1, config.steps + 1):
+            started = time.perf_counter()
+            factor = schedule_factor(config.schedule, step, config.steps)
+            for optimizer, peak in zip(optimizers, peaks, strict=True):
+                for group in optimizer.param_groups:
+                    group["lr"] = peak * factor
+            first_row = (step - 1) * config.batch_size
+            batch = training_batch(stream, context, config.batch_size, first_row, config.seed).to(device)
+            try:
+                loss, norm = update(model, forward, optimizers, batch, micro_rows, config.max_grad_norm)
+            except ContractError as error:
+                raise ContractError(f"step {step}: {error} (--resume {folder.folder})") from None
+            seconds = time.perf_counter() - started
+            tokens = config.batch_size * context
+            row: dict[str, float | int | None] = {
+                "step": step, "tokens": step * tokens, "loss/train": loss, "grad_norm": norm,
+                "learning_rate": config.learning_rate * factor, "time/step": seconds,
+                "time/tokens_per_second": tokens / seconds,
+            }  # fmt: skip
+            is_last = step == config.steps
+            if is_last or step % config.validation_every == 0:
+                nats, count = held_out_nats(model, held_out, context, tokenizer.eos_token_id)
+                bits = nats / math.log(2) / corpus.counts.validation_bytes
+                validation = {"loss": nats / count, "bits_per_byte": bits, "tokens": count}
+                row |= {"loss/validation": nats / count, "bits_per_byte": bits}
+                row["time/validation"] = time.perf_counter() - started - seconds
+            folder.log(row)
+            if is_last or step % config.log_every == 0 or "loss/validation" in row:
+                _say_progress(row, config.steps, (time.perf_counter() - begun) / (step - done))
+            if config.sample_prompts and (is_last or step % config.sample_every == 0):
+                columns = write_samples(model, tokenizer, config, step)
+                folder.add_samples(step, columns)
+                for prompt, completion in zip(columns["prompt"], columns["completion"], strict=True):
+                    print(f"  sample: {prompt}{completion}", flush=True)
+            out_of_time = (
+                config.max_minutes is not None and time.perf_counter() - begun > 60 * config.max_minutes
+            )
+            if interrupts.requested or out_of_time:
+                stop_reason = "steps" if is_last else interrupts.requested or "max_minutes"
+            if is_last or stop_reason != "steps" or step % config.checkpoint_every == 0:
+                save(step)
+            if stop_reason != "steps":
+                print(
+                    f"stopped by {stop_reason} after step {step}, saved; continue with "
+                    f"talltree pretrain --resume {folder.folder}",
+                    flush=True,
+                )
+                return
+    stored = deepcopy(model)
+    nn.Module.to(stored, dtype=getattr(torch, config.final_dtype))
+    nats, count = held_out_nats(deepcopy(stored).float(), held_out, context, tokenizer.eos_token_id)
+    bits = nats / math.log(2) / corpus.counts.validation_bytes
+    summary = {
+        "stage": "pretrain",
+        "steps": config.steps,
+        "stop_reason": stop_reason,
+        "parameters": parameters,
+        "train_tokens": len(stream),
+        "epochs": config.steps * config.batch_size / epoch,
+        "validation": validation,
+        "final": {"loss": nats / count, "bits_per_byte": bits, "dtype": config.final_dtype},
+        "corpus": corpus.manifest(),
+        "wall_time_seconds": elapsed + time.perf_counter() - begun,
+    }
+    tokenizer.model_max_length = context
+
+    def write_final(path: Path) -> None:
+        save_model(path, stored, tokenizer)
+        save_tokenizer(path, tokenizer)
+        (path / "README.md").write_text(
+            model_card(to_dict(config), summary, folder.environment), encoding="utf-8"
+        )
+
+    checkpoint.save_folder(folder.final, write_final)
+    folder.merge_samples()
+    folder.write_summary(summary)
+    print(f"held-out loss {nats / count:.4f} nats/token, {bits:.4f} bits/byte as {config.final_dtype}")
+    print(f"written to {folder.final}")
+
+
+def _say_progress(row: dict[str, Any], steps: int, seconds_per_step: float) -> None:
+    left = (steps - row["step"]) * seconds_per_step / 60
+    line = f"step {row['step']}/{steps}  loss {row['loss/train']:.4f}"
+    if "loss/validation" in row:
+        line += f"  held-out {row['loss/validation']:.4f} nats/token, {row['bits_per_byte']:.4f} bits/byte"
+    print(
+        f"{line}  lr {row['learning_rate']:.2e}  grad {row['grad_norm']:.2f}  "
+        f"{row['time/tokens_per_second']:,.0f} tokens/s  {left:.0f} min left",
+        flush=True,
+    )

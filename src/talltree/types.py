@@ -1,0 +1,74 @@
+"""What the rooms hand to each other: Prompt, Rollout, Scored, Reward.
+
+Shape suffixes, one legend for the whole house: N rollouts, P prompts, G per group, S all tokens,
+T completion tokens, V vocabulary. A mask is named for what is True.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Span = tuple[int, int]
+"""Half-open character range [start, end) of the text prompt + completion."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt's text and the dataset row it came from; the row's columns reach the reward as keywords."""
+
+    text: str
+    row: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Reward(Protocol):
+    """A plain callable over a batch: one float per completion, or None for "not scored".
+
+    A reward may also have an attribute `spans(prompt, completion) -> list[Span]`: the ranges of
+    prompt + completion that earned it, so that pages can mark them.
+    """
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], **columns: Any
+    ) -> list[float | None]: ...
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The facts of sampling N completions; groups of one prompt are adjacent.
+
+    completion_ids_NT is left-aligned and includes the stop token; completion_mask_NT is True on every
+    sampled token, the stop token included; logp_NT (nats, float32, 0 outside the mask) is the log-prob
+    under the distribution that was really sampled; ended_N is True where the sampler drew a stop token.
+    """
+
+    prompts: list[Prompt]
+    prompt_ids: list[list[int]]
+    completions: list[str]
+    completion_ids_NT: Tensor
+    completion_mask_NT: Tensor
+    logp_NT: Tensor
+    ended_N: Tensor
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A Rollout with rewards, reference log-probs and, with a critic, values.
+
+    reward_N is the total reward (0 where not scored_N); components maps a reward's name to its N values
+    (None where not scored); ref_logp_NT (nats, 0 outside the mask) is the reference's log-prob of the same
+    tokens; token_reward_NT is what the advantage is computed from: the reward on the last completion token
+    plus, where KL stands in the reward, -coef * (logp - ref_logp) on every token.
+    """
+
+    rollout: Rollout
+    reward_N: Tensor
+    scored_N: Tensor
+    components: dict[str, list[float | None]]
+    ref_logp_NT: Tensor
+    token_reward_NT: Tensor
+    value_NT: Tensor | None = None

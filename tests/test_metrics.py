@@ -1,0 +1,80 @@
+"""The table of metric keys, and the page that explains it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from talltree import metrics
+
+PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
+
+
+def page_table(section: str) -> dict[str, metrics.Metric]:
+    text = PAGE.read_text(encoding="utf-8").split(f"\n## `{section}`\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(.+?)` \| (.+?) \| (.+) \| (?:`(.+?)`|none) \|$", text, flags=re.MULTILINE)
+    assert len(rows) == sum(line.startswith("| `") for line in text.splitlines())
+    return {key: metrics.Metric(unit, formula, tag or None) for key, unit, formula, tag in rows}
+
+
+def test_the_rl_page_is_the_rl_table():
+    assert page_table("rl") == {**metrics.RL, "reward/NAME": metrics.component("NAME")}
+
+
+def test_the_pretrain_page_is_the_pretrain_table():
+    assert page_table("pretrain") == metrics.PRETRAIN
+
+
+def test_every_key_of_the_working_contract_is_there():
+    keys = """
+    step episodes reward/mean reward/std reward/max kl/sequence kl/token kl/k3 kl/coef
+    policy/entropy policy/loss policy/grad_norm policy/ratio_mean policy/clip_share policy/learning_rate
+    completion/length completion/ended diversity/distinct_1 diversity/distinct_2 diversity/unique
+    groups/zero_variance advantage/std time/sample time/score time/train time/step time/tokens_per_second
+    """
+    assert list(metrics.RL) == keys.split()
+
+
+def test_a_key_of_both_tables_has_one_unit_and_one_tag():
+    for key in metrics.RL.keys() & metrics.PRETRAIN.keys():
+        assert metrics.RL[key].unit == metrics.PRETRAIN[key].unit
+        assert metrics.RL[key].tag == metrics.PRETRAIN[key].tag
+
+
+@pytest.mark.parametrize("table", [metrics.RL, metrics.PRETRAIN])
+def test_two_keys_of_a_table_never_share_a_tag(table):
+    tags = [metric.tag for metric in table.values() if metric.tag is not None]
+    assert len(tags) == len(set(tags))
+    assert all(tag.startswith(("train/", "eval/")) for tag in tags)
+
+
+def test_tags_are_the_names_that_trl_logs():
+    assert metrics.describe("reward/mean").tag == "train/reward"
+    assert metrics.describe("groups/zero_variance").tag == "train/frac_reward_zero_std"
+    assert metrics.describe("policy/clip_share").tag == "train/clip_ratio/region_mean"
+    assert metrics.describe("loss/validation").tag == "eval/loss"
+
+
+def test_reward_components():
+    assert metrics.component_key("alliteration") == "reward/alliteration"
+    assert metrics.describe("reward/mine.py:f").tag == "train/rewards/mine.py:f/mean"
+    for taken in ("mean", "std", "max", ""):
+        with pytest.raises(ValueError, match="reward component"):
+            metrics.component_key(taken)
+
+
+@pytest.mark.parametrize("key", ["reward", "reward/", "kl", "policy/los", ""])
+def test_an_unknown_key_is_refused(key):
+    with pytest.raises(KeyError, match=r"docs/metrics\.md"):
+        metrics.describe(key)
+
+
+def test_no_torch_is_imported():
+    program = (
+        "import sys, talltree.metrics, talltree.run; print({'torch', 'pyarrow', 'numpy'} & set(sys.modules))"
+    )
+    environment = {"PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr

@@ -1,0 +1,401 @@
+"""Drawing by inverse CDF, and the decode loop against the trainer and against plain library calls."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from talltree.models.load import load_model
+from talltree.models.policy import Reference
+from talltree.models.score import likelihood
+from talltree.models.views import decode_view
+from talltree.sampling.caches import LibraryCache, PlainCache
+from talltree.sampling.decode import _decode, sample
+from talltree.sampling.draw import draw
+
+from .tiny import MODELS, STOP, gpt2, gpt_neo, llama, with_lora
+
+PROMPTS = [[3, 7, 1, 9, 4, 2, 8], [5], [5], [11, 2, 19], [6, 6, 6, 6, 20], [5]]
+ALMOST_ONE = math.nextafter(1.0, 0.0)
+
+
+def logits_of(*probabilities):
+    return torch.tensor([probabilities], dtype=torch.float64).log()
+
+
+def drawn(logits, uniform):
+    token, logp = draw(logits, torch.tensor([uniform], dtype=torch.float64))
+    return int(token), float(logp)
+
+
+def run(model, prompts=PROMPTS, length=12, seed=3, stop=(STOP,), temperature=1.0, **options):
+    return sample(
+        model,
+        prompts,
+        max_completion_length=length,
+        stop_ids=stop,
+        temperature=temperature,
+        generator=torch.Generator().manual_seed(seed),
+        **options,
+    )
+
+
+# draw
+
+
+@pytest.mark.parametrize(
+    ("uniform", "token"),
+    [(0.0, 0), (0.1249999, 0), (0.1250001, 1), (0.6249999, 1), (0.6250001, 2), (0.8750001, 3), (ALMOST_ONE, 3)],
+)
+def test_draw_is_the_inverse_of_the_distribution_function(uniform, token):
+    probabilities = (0.125, 0.5, 0.25, 0.125)  # edges at 1/8, 5/8, 7/8
+    found, logp = drawn(logits_of(*probabilities), uniform)
+    assert found == token
+    assert logp == pytest.approx(math.log(probabilities[token]), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("uniform", "token"),
+    [(0.0, 1), (math.nextafter(0.25, 0), 1), (0.25, 2), (0.5, 4), (math.nextafter(0.75, 0), 4), (0.75, 5)],
+)
+def test_an_edge_belongs_to_the_token_above_it(uniform, token):
+    # Four equal masses, exact in binary, with two tokens of none among them.
+    logits = torch.tensor([[-torch.inf, 3.0, 3.0, -torch.inf, 3.0, 3.0]])
+    assert drawn(logits, uniform) == (token, pytest.approx(math.log(0.25), abs=1e-6))
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.25, 0.5, 0.75, ALMOST_ONE])
+@pytest.mark.parametrize("vocabulary", [5, 255, 256, 257, 512, 700])
+def test_a_token_without_mass_is_never_drawn(uniform, vocabulary):
+    # All mass on two tokens of the middle: nothing before, between or after them can come.
+    logits = torch.full((1, vocabulary), -torch.inf)
+    low, high = vocabulary // 2 - 1, vocabulary // 2 + 1
+    logits[0, [low, high]] = torch.tensor([2.0, 2.0])
+    assert drawn(logits, uniform) == (low if uniform < 0.5 else high, pytest.approx(math.log(0.5), abs=1e-6))
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 255, 256, 257, 513, 1024, 1030])
+def test_uniform_distributions_of_every_size_around_the_block(vocabulary):
+    """With equal masses, u in the middle of the k-th interval gives token k, the ends included."""
+    tokens = torch.arange(vocabulary)
+    uniforms = (tokens.double() + 0.5) / vocabulary
+    found, logp = draw(torch.zeros(vocabulary, vocabulary), uniforms)
+    assert torch.equal(found, tokens)
+    torch.testing.assert_close(logp, torch.full((vocabulary,), -math.log(vocabulary)), atol=1e-6, rtol=0)
+    ends, _ = draw(torch.zeros(2, vocabulary), torch.tensor([0.0, ALMOST_ONE], dtype=torch.float64))
+    assert ends.tolist() == [0, vocabulary - 1]
+
+
+def test_the_last_block_may_be_without_mass():
+    logits = torch.zeros(1, 300)
+    logits[0, 256:] = -torch.inf
+    assert drawn(logits, ALMOST_ONE)[0] == 255
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_logp_is_log_softmax_in_every_dtype(dtype):
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(64, 1000, generator=generator) * 4 + 30).to(dtype)
+    before = logits.clone()
+    uniforms = torch.rand(64, dtype=torch.float64, generator=generator)
+    tokens, logp = draw(logits, uniforms)
+    assert logp.dtype == torch.float32
+    exact = logits.double().log_softmax(-1)
+    expected = exact.gather(1, tokens.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(logp.double(), expected, atol=1e-6, rtol=0)
+    # The drawn token is the one whose interval holds u.
+    edges = exact.exp().cumsum(-1)
+    inside = (edges.gather(1, tokens.unsqueeze(1)).squeeze(1) - uniforms).clamp(max=0).abs()
+    assert float(inside.max()) < 1e-6
+    assert torch.equal(logits, before)
+
+
+def test_nan_logits_show_in_the_logp():
+    logits = torch.tensor([[0.0, float("nan"), 1.0], [0.0, 0.0, 0.0]])
+    _, logp = draw(logits, torch.tensor([0.5, 0.5], dtype=torch.float64))
+    assert logp.isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
+def test_draws_follow_a_skewed_softmax(temperature):
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(600, generator=generator) * 2
+    probabilities = (logits.double() / temperature).softmax(-1)
+    count = 20_000
+    tokens, _ = draw(
+        (logits / temperature).expand(count, -1),
+        torch.rand(count, dtype=torch.float64, generator=generator),
+    )
+    p_value = chi_squared(tokens, probabilities)
+    assert p_value > 1e-3
+    # The test has the power to see a wrong temperature.
+    assert chi_squared(tokens, (logits.double() / (temperature * 1.1)).softmax(-1)) < 1e-6
+
+
+def chi_squared(tokens, probabilities):
+    """P value of the counts of the tokens; those expected fewer than 10 times are pooled."""
+    observed = torch.bincount(tokens, minlength=len(probabilities)).double()
+    expected = probabilities * len(tokens)
+    rare = expected < 10
+    if rare.any():
+        observed = torch.cat([observed[~rare], observed[rare].sum().view(1)])
+        expected = torch.cat([expected[~rare], expected[rare].sum().view(1)])
+    return float(stats.chisquare(observed.numpy(), expected.numpy()).pvalue)
+
+
+# decode: log-probs
+
+
+def naive_logp(model, prompt, completion, temperature):
+    """Log-probs of one text by one call of the library's model, without padding, mask or cache."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt + completion])).logits[0].double()
+    logp = (logits / temperature).log_softmax(-1)
+    return torch.stack([logp[len(prompt) - 1 + i, token] for i, token in enumerate(completion)])
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_sampler_trainer_and_a_naive_loop_agree(name, plain, temperature):
+    model = MODELS[name]()
+    assert decode_view(model) is not None
+    out = run(model, temperature=temperature, plain=plain)
+    trained = likelihood(model, PROMPTS, out.tokens_NT, out.mask_NT, temperature).logp_NT
+    torch.testing.assert_close(out.logp_NT, trained, atol=1e-4, rtol=0)
+    for row, prompt in enumerate(PROMPTS):
+        mask = out.mask_NT[row]
+        expected = naive_logp(model, prompt, out.tokens_NT[row][mask].tolist(), temperature)
+        torch.testing.assert_close(out.logp_NT[row][mask].double(), expected, atol=1e-5, rtol=0)
+        assert (out.logp_NT[row][~mask] == 0).all()
+    assert float(out.logp_NT.min()) < -2  # the distributions are not flat, so agreement means something
+
+
+def test_the_real_story_model(stories260K):
+    model = load_model(str(stories260K))
+    prompts = [[1, 403, 407, 261], [1], [1, 403], [1]]
+    outs = [run(model, prompts, 24, stop=(1, 2), plain=plain) for plain in (True, False)]
+    assert torch.equal(outs[0].tokens_NT, outs[1].tokens_NT)
+    for out in outs:
+        trained = likelihood(model, prompts, out.tokens_NT, out.mask_NT, 1.0).logp_NT
+        torch.testing.assert_close(out.logp_NT, trained, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, [[5, 3, 2]] * 6], ids=["unequal", "equal"])
+@pytest.mark.parametrize("name", MODELS)
+def test_both_caches_draw_the_same(name, prompts):
+    model = MODELS[name]()
+    plain, library = (run(model, prompts, plain=plain) for plain in (True, False))
+    assert torch.equal(plain.tokens_NT, library.tokens_NT)
+    assert torch.equal(plain.mask_NT, library.mask_NT)
+    torch.testing.assert_close(plain.logp_NT, library.logp_NT, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("model", [
+    gpt2(activation_function="relu"),
+    gpt2(scale_attn_by_inverse_layer_idx=True),
+    llama(hidden_act="gelu"),
+    llama(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}),
+    llama(rope_parameters={
+        "rope_type": "longrope", "factor": 2.0, "rope_theta": 10000.0, "long_factor": [2.0, 2.0],
+        "short_factor": [1.0, 1.0], "original_max_position_embeddings": 8,
+    }),
+], ids=["relu", "inverse-layer", "gelu-llama", "dynamic-rope", "long-rope"])  # fmt: skip
+def test_options_outside_the_view_take_the_librarys_cache(model):
+    assert decode_view(model) is None
+    out = run(model, length=4)
+    # Texts of at most 7 + 4 tokens: 8 positions and more would switch the long frequencies on.
+    if "longrope" not in str(model.config):
+        trained = likelihood(model, PROMPTS, out.tokens_NT, out.mask_NT, 1.0).logp_NT
+        torch.testing.assert_close(out.logp_NT, trained, atol=1e-4, rtol=0)
+
+
+def test_scaled_rotary_frequencies_are_in_the_view():
+    rope = {
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+    }  # fmt: skip
+    model = llama(rope_parameters=rope)
+    assert decode_view(model) is not None
+    out = run(model)
+    trained = likelihood(model, PROMPTS, out.tokens_NT, out.mask_NT, 1.0).logp_NT
+    torch.testing.assert_close(out.logp_NT, trained, atol=1e-4, rtol=0)
+
+
+# decode: the batch does not matter
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_at_a_time_do_not_matter(name):
+    model = MODELS[name]()
+    whole = run(model)
+    for rows in (1, 4):
+        parts = run(model, rows=rows)
+        assert torch.equal(parts.tokens_NT, whole.tokens_NT)
+        assert torch.equal(parts.ended_N, whole.ended_N)
+        torch.testing.assert_close(parts.logp_NT, whole.logp_NT, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_order_and_neighbours_do_not_matter(name, plain):
+    model = MODELS[name]()
+    uniforms = torch.rand(len(PROMPTS), 12, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+
+    @torch.no_grad()
+    def decoded(rows):
+        prompts = [PROMPTS[row] for row in rows]
+        cache = PlainCache(decode_view(model), prompts, 12) if plain else LibraryCache(model, prompts)
+        return _decode(cache, uniforms[rows], (STOP,), 1.0)
+
+    whole = decoded([0, 1, 2, 3, 4, 5])
+    for rows in ([5, 3, 0, 4, 2, 1], [0, 3], [1], [2, 5]):
+        some = decoded(rows)
+        assert torch.equal(some.tokens_NT, whole.tokens_NT[rows])
+        torch.testing.assert_close(some.logp_NT, whole.logp_NT[rows], atol=1e-5, rtol=0)
+
+
+def test_the_seed_alone_decides():
+    model = gpt2()
+    assert torch.equal(run(model, seed=1).tokens_NT, run(model, seed=1).tokens_NT)
+    assert not torch.equal(run(model, seed=1).logp_NT, run(model, seed=2).logp_NT)
+
+
+# decode: stops, masks, compaction
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("equal", [True, False])
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neo", "llama_tied"])
+def test_many_rows_ending_at_different_times(name, equal, plain):
+    """40 rows end at many different steps, so the cache is compacted again and again."""
+    model = MODELS[name](vocabulary=9)
+    prompts = [[1 + row % 3] + [4] * (0 if equal else row % 5) for row in range(40)]
+    stop = (STOP, 2)
+    out = run(model, prompts, 20, stop=stop, plain=plain)
+    lengths = out.mask_NT.sum(1)
+    assert len(set(lengths.tolist())) >= 6
+    for row, (tokens, mask) in enumerate(zip(out.tokens_NT.tolist(), out.mask_NT.tolist(), strict=True)):
+        length = int(lengths[row])
+        assert mask == [True] * length + [False] * (len(tokens) - length)
+        assert not set(tokens[: length - 1]) & set(stop)
+        assert bool(out.ended_N[row]) == (tokens[length - 1] in stop)
+        assert out.ended_N[row] or length == 20
+        assert set(tokens[length:]) <= {0}
+        assert (out.logp_NT[row, :length] < 0).all()
+    assert out.tokens_NT.shape[1] == int(lengths.max())
+    trained = likelihood(model, prompts, out.tokens_NT, out.mask_NT, 1.0).logp_NT
+    torch.testing.assert_close(out.logp_NT, trained, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_compaction_changes_nothing(equal):
+    """Alone, a row never leaves the cache early; all together, they do so at every eighth."""
+    model = gpt_neo(vocabulary=9)
+    prompts = [[1 + row % 3] + [4] * (0 if equal else row % 5) for row in range(24)]
+    together, alone = (run(model, prompts, 20, stop=(STOP, 2), rows=rows) for rows in (24, 1))
+    assert torch.equal(alone.tokens_NT, together.tokens_NT)
+    assert torch.equal(alone.mask_NT, together.mask_NT)
+    torch.testing.assert_close(alone.logp_NT, together.logp_NT, atol=1e-5, rtol=0)
+
+
+def test_a_text_that_stops_at_once_is_one_token():
+    model = gpt2()
+    everything = tuple(range(model.config.vocab_size))
+    out = run(model, stop=everything)
+    assert out.mask_NT.tolist() == [[True]] * len(PROMPTS)
+    assert out.ended_N.all()
+
+
+def test_nothing_that_stops_runs_to_the_end():
+    out = run(gpt2(), stop=(VOCABULARY_END := 22,), length=3)
+    lengths = out.mask_NT.sum(1)
+    assert (lengths[~out.ended_N] == 3).all()
+    assert VOCABULARY_END not in out.tokens_NT[~out.ended_N]
+    assert not out.ended_N.all()
+
+
+def test_one_token_at_most():
+    out = run(llama(), length=1)
+    assert out.tokens_NT.shape == (len(PROMPTS), 1)
+    assert out.mask_NT.all()
+    assert out.ended_N.tolist() == (out.tokens_NT[:, 0] == STOP).tolist()
+
+
+def test_the_context_can_be_filled_to_its_last_position():
+    for name in MODELS:
+        model = MODELS[name]()
+        out = run(model, [[4] * 40, [3]], 24, stop=(22,))
+        trained = likelihood(model, [[4] * 40, [3]], out.tokens_NT, out.mask_NT, 1.0).logp_NT
+        torch.testing.assert_close(out.logp_NT, trained, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+def test_first_and_second_tokens_have_the_models_distribution(plain, temperature):
+    """All 5 x 5 pairs of a five-token vocabulary against their exact probabilities."""
+    model = gpt_neo(vocabulary=5)
+    prompt, count = [2, 1, 3, 4, 1, 2], 4000
+    out = run(model, [prompt] * count, 2, stop=(), temperature=temperature, plain=plain, rows=count)
+    with torch.no_grad():
+        first = (model(torch.tensor([prompt])).logits[0, -1].double() / temperature).softmax(-1)
+        texts = torch.tensor([[*prompt, token] for token in range(5)])
+        second = (model(texts).logits[:, -1].double() / temperature).softmax(-1)
+    pairs = out.tokens_NT[:, 0] * 5 + out.tokens_NT[:, 1]
+    exact = (first.unsqueeze(1) * second).flatten()
+    assert chi_squared(pairs, exact) > 1e-3
+    # The second token depends on the first, and the test sees it.
+    independent = (first.unsqueeze(1) * (first @ second)).flatten()
+    assert chi_squared(pairs, independent) < 1e-6
+
+
+# LoRA
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_view_merges_adapters_and_leaves_them_out_when_disabled(name):
+    base = MODELS[name]()
+    expected = run(base)
+    policy = with_lora(MODELS[name]())
+    adapted = run(policy)
+    assert (adapted.logp_NT[:, 0] - expected.logp_NT[:, 0]).abs().max() > 0.05
+    trained = likelihood(policy, PROMPTS, adapted.tokens_NT, adapted.mask_NT, 1.0).logp_NT
+    torch.testing.assert_close(adapted.logp_NT, trained, atol=1e-4, rtol=0)
+    library = run(policy, plain=False)
+    assert torch.equal(library.tokens_NT, adapted.tokens_NT)
+    with policy.disable_adapter():
+        disabled = run(policy)
+    assert torch.equal(disabled.tokens_NT, expected.tokens_NT)
+    assert torch.equal(disabled.logp_NT, expected.logp_NT)
+    with Reference(policy).model() as reference:
+        assert torch.equal(run(reference).logp_NT, expected.logp_NT)
+
+
+def test_adapters_merged_into_the_base_count_once():
+    policy = with_lora(gpt2())
+    before = run(policy)
+    policy.merge_adapter()
+    after = run(policy)
+    assert torch.equal(before.tokens_NT, after.tokens_NT)
+    torch.testing.assert_close(before.logp_NT, after.logp_NT, atol=1e-5, rtol=0)
+
+
+def test_without_the_reordered_head_the_same_is_drawn(monkeypatch):
+    """Machines whose torch has no oneDNN take the plain product."""
+    model = llama()
+    expected = run(model)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    found = run(model)
+    assert torch.equal(found.tokens_NT, expected.tokens_NT)
+    torch.testing.assert_close(found.logp_NT, expected.logp_NT, atol=1e-5, rtol=0)
+
+
+def test_sampling_leaves_the_model_as_it_was():
+    model = gpt2()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    run(model)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
