@@ -72,18 +72,14 @@ class Progress:
             self.say("    " + printable(" ".join((story.prompt + story.completion).split())))
 
     def _panel(self, row: Mapping[str, Any], story: Story | None, left: str) -> RenderableType:
+        from rich.columns import Columns
         from rich.console import Group
         from rich.panel import Panel
         from rich.progress_bar import ProgressBar
-        from rich.table import Table
 
-        table = Table.grid(padding=(0, 3), expand=False)
-        for _ in range(4):
-            table.add_column(justify="left")
-        cells = [f"[dim]{name}[/dim] {value}" for name, value in facts(row, left)]
-        for start in range(0, len(cells), 4):
-            table.add_row(*cells[start : start + 4])
-        parts: list[RenderableType] = [table, ProgressBar(total=self._total, completed=row["step"], width=60)]
+        # As many columns as fit: in a narrow terminal, figures are not to be cut.
+        cells = Columns((f"[dim]{name}[/dim] {value}" for name, value in facts(row, left)), padding=(0, 3))
+        parts: list[RenderableType] = [cells, ProgressBar(total=self._total, completed=row["step"], width=60)]
         if story is not None:
             parts += ["", _marked(story)]
         title = f"step {row['step']} of {self._total}"

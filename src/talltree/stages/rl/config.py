@@ -122,28 +122,53 @@ class Config:
         """Raises ConfigError for combinations that cannot run."""
         from talltree.algorithms import check_groups
 
+        self._check_kl()
+        self.algorithm_options()
+        check_groups(self.algorithm, self.num_generations, self.batch_size)
+        if self.batch_size % self.num_mini_batches:
+            divisors = [n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0]
+            near = sorted(divisors, key=lambda n: abs(n - self.num_mini_batches))[:2]
+            raise ConfigError(
+                f"batch_size {self.batch_size} is not divisible by num_mini_batches {self.num_mini_batches}; "
+                f"try {' or '.join(map(str, near))}"
+            )
+        rows = self.batch_size // self.num_mini_batches
+        if self.gradient_accumulation_steps > rows:
+            raise ConfigError(
+                f"gradient_accumulation_steps {self.gradient_accumulation_steps} is more than the {rows} completions "
+                f"of an update; use {rows} or less"
+            )
+        updates = self.num_iterations * self.num_mini_batches
+        if updates > 1 and self.clip is None:
+            raise ConfigError(
+                f"{self.algorithm} is exact for one update a step, and this makes {updates}; set epsilon 0.2 to "
+                "clip the ratio, or num_iterations 1 and num_mini_batches 1"
+            )
+
+    def _check_kl(self) -> None:
+        from talltree.maths.controllers import MAX_ERROR
+
         if self.kl.coef is not None and self.beta is not None:
             raise ConfigError(
                 f"kl.coef {self.kl.coef:g} and beta {self.beta:g} state the same thing in two units; give one"
             )
         if self.kl.loss == "k1":
-            raise ConfigError("kl.loss k1 as a loss has zero expected gradient; use k3 or k2, or an algorithm "
-                              "with the KL in the reward (rloo, reinforce)")  # fmt: skip
-        check_groups(self.algorithm, self.num_generations, self.batch_size)
-        if self.batch_size % self.num_mini_batches:
             raise ConfigError(
-                f"batch_size {self.batch_size} is not divisible by num_mini_batches {self.num_mini_batches}"
+                "kl.loss k1 as a loss has zero expected gradient; use k3 or k2, or an algorithm with the KL in "
+                "the reward (rloo, reinforce)"
             )
-        updates = self.num_iterations * self.num_mini_batches
-        if updates > 1 and self.algorithm != "grpo" and self.epsilon is None:
+        if self.kl.target is None:
+            return
+        if self.coef == 0:
             raise ConfigError(
-                f"{self.algorithm} is exact for one update a step, and this makes {updates}; set epsilon 0.2 to clip "
-                "the ratio, or num_iterations 1 and num_mini_batches 1"
+                f"kl.target {self.kl.target:g} cannot be reached from a coefficient of 0, which is only "
+                f"multiplied; start with kl.coef {DEFAULT_COEF}"
             )
-        self.algorithm_options()
-        if self.kl.target is not None and self.batch_size * 0.2 >= self.kl.horizon:
-            raise ConfigError(f"kl.horizon {self.kl.horizon:g} is too short for batch_size {self.batch_size}; "
-                              f"use {self.batch_size * 10} or more")  # fmt: skip
+        if self.batch_size * MAX_ERROR >= self.kl.horizon:
+            raise ConfigError(
+                f"kl.horizon {self.kl.horizon:g} is too short for batch_size {self.batch_size}; "
+                f"use {self.batch_size * 10} or more"
+            )
 
     @property
     def coef(self) -> float:
@@ -154,21 +179,35 @@ class Config:
             return coef_from_blog_beta(self.beta)
         return DEFAULT_COEF if self.kl.coef is None else self.kl.coef
 
+    @property
+    def clip(self) -> tuple[float, float] | None:
+        """How far below and above 1 the ratio may go, or None where nothing is clipped."""
+        if self.epsilon is None and self.algorithm != "grpo":
+            return None
+        low = 0.2 if self.epsilon is None else self.epsilon
+        return low, low if self.epsilon_high is None else self.epsilon_high
+
     def algorithm_options(self) -> dict[str, Any]:
         """The options of the algorithm's row. Raises ConfigError for one that belongs to another row."""
         from talltree.algorithms import algorithm
 
-        low = self.epsilon
-        high = self.epsilon if self.epsilon_high is None else self.epsilon_high
+        of_grpo = {
+            "scale_rewards": self.scale_rewards is not None,
+            "constant_length": self.constant_length,
+            "kl.loss": self.kl.loss != "k3",
+        }
+        if self.algorithm != "grpo" and any(of_grpo.values()):
+            name = next(name for name, given in of_grpo.items() if given)
+            raise ConfigError(f"{name} belongs to grpo and would change nothing in {self.algorithm}; leave it out")
+        if self.epsilon_high is not None and self.clip is None:
+            raise ConfigError(f"epsilon_high {self.epsilon_high:g} needs epsilon as well, such as 0.2")
         chosen: dict[str, Any] = {
             "baseline": self.baseline,
             "standardise": self.scale_rewards,
             "constant_length": float(self.max_completion_length) if self.constant_length else None,
         }
-        if self.algorithm == "grpo":
-            chosen |= {"clip_low": low, "clip_high": high}
-        elif high is not None and low is None:
-            raise ConfigError(f"epsilon_high {high:g} needs epsilon as well")
+        if self.algorithm == "grpo" and self.clip is not None:
+            chosen["clip_low"], chosen["clip_high"] = self.clip
         chosen = {key: value for key, value in chosen.items() if value is not None}
         algorithm(self.algorithm, **chosen)
         return chosen

@@ -1,0 +1,103 @@
+"""What a run is made of: model, reference, reward, prompts, algorithm and optimiser, loaded and checked."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import nn
+
+from talltree import checkpoint, rewards
+from talltree.algorithms import Algorithm, algorithm
+from talltree.data.prompts import literal_prompts, read_prompts, split_prompts
+from talltree.errors import ConfigError
+from talltree.maths.losses import clipped
+from talltree.models.load import load_model, load_tokenizer, stop_ids
+from talltree.models.optim import build_optimizer
+from talltree.models.policy import Reference, add_lora, trainable
+from talltree.rollout import encode_prompts
+from talltree.stages.rl.config import Config
+from talltree.types import Prompt, Reward
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Parts(NamedTuple):
+    """Everything that a step needs besides the counters of `State`; only policy and optimiser change."""
+
+    policy: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    reference: Reference
+    reference_sha256: str
+    reward: Reward
+    prompts: list[Prompt]
+    held_out: list[Prompt]
+    ids_of: dict[str, list[int]]
+    stop_ids: tuple[int, ...]
+    algorithm: Algorithm
+    optimizer: torch.optim.Optimizer
+    data_sha256: dict[str, str]
+
+
+def load_parts(config: Config) -> Parts:
+    """Loads what the config names, the quick and the likely mistakes first. Raises TallTreeError."""
+    device = compute_device(config)
+    reward = rewards.load(config.reward)
+    prompts, data_sha256 = _prompts(config)
+    split = split_prompts(prompts, config.held_out, config.seed)
+    policy = load_model(config.model_name_or_path)
+    tokenizer = load_tokenizer(config.model_name_or_path)
+    stops = stop_ids(policy, tokenizer)
+    ids_of = encode_prompts(tokenizer, policy, prompts, config.max_completion_length)
+    nn.Module.to(policy, device)
+    if config.lora_r is not None:
+        policy = add_lora(policy, config.lora_r, config.lora_alpha or 2.0 * config.lora_r, config.seed)
+    reference = Reference(policy)
+    with reference.model() as model:
+        fingerprint = _sha256(model)
+    optimizer = build_optimizer(
+        config.optim, trainable(policy).values(), config.learning_rate, config.weight_decay
+    )
+    return Parts(
+        policy, tokenizer, reference, fingerprint, reward, split.train, split.held_out, ids_of, stops,
+        _algorithm(config), optimizer, data_sha256,
+    )  # fmt: skip
+
+
+def compute_device(config: Config) -> torch.device:
+    """Where to compute. Raises ConfigError for a GPU that is not there, and for bfloat16 without one."""
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    device = found if config.device == "auto" else config.device
+    if device == "cuda" and found == "cpu":
+        raise ConfigError("device cuda is asked for, but torch sees no GPU here; use device auto or cpu")
+    if config.dtype == "bfloat16" and device == "cpu":
+        raise ConfigError("dtype bfloat16 gains nothing on this CPU; use float32, or a GPU")
+    return torch.device(device)
+
+
+def _prompts(config: Config) -> tuple[list[Prompt], dict[str, str]]:
+    if config.prompts is None:
+        return literal_prompts([config.prompt]), {}
+    path = Path(config.prompts).expanduser()
+    prompts = read_prompts(path)
+    return prompts, {path.name: checkpoint.file_sha256(path)}
+
+
+def _algorithm(config: Config) -> Algorithm:
+    row = algorithm(config.algorithm, **config.algorithm_options())
+    if config.clip is None or config.algorithm == "grpo":
+        return row
+    return row._replace(surrogate=clipped(*config.clip))
+
+
+def _sha256(model: PreTrainedModel) -> str:
+    """SHA-256 of the weights without adapters."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if "lora_" not in name:
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

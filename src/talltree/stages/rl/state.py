@@ -1,0 +1,159 @@
+"""What changes from step to step, and its way into a checkpoint and back, bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from talltree import checkpoint
+from talltree.config import from_dict, options
+from talltree.errors import ConfigError, RunError
+from talltree.maths.advantages import MovingBaseline
+from talltree.maths.controllers import KLController
+from talltree.models.load import load_model
+from talltree.models.policy import trainable
+from talltree.run import SUMMARY, Run
+from talltree.stages.rl.config import Config
+from talltree.stages.rl.parts import Parts
+from talltree.stops import is_candidate, window_reward
+
+
+@dataclasses.dataclass
+class State:
+    """What changes besides weights and optimiser; all of it is in a checkpoint.
+
+    best_step and best_reward: the checkpoint that would become final/ now, None while none is within bounds.
+    """
+
+    step: int
+    updates: int
+    controller: KLController
+    baseline: MovingBaseline
+    generator: torch.Generator
+    best_step: int | None = None
+    best_reward: float | None = None
+
+
+def fresh_state(config: Config) -> State:
+    """The state before the first step."""
+    controller = KLController(config.coef, config.kl.target, config.kl.horizon)
+    return State(0, 0, controller, MovingBaseline(), torch.Generator().manual_seed(config.seed))
+
+
+def judge(config: Config, state: State, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Remembers the step that is about to be saved if it is the best within the bounds of `best`.
+
+    Only steps that an uninterrupted run would save are judged: an interruption must not change final/.
+    """
+    best = config.best
+    window = rows[-best.window :]
+    bounds = {"min_distinct_2": best.min_distinct_2, "min_unique": best.min_unique}
+    if not is_candidate(window, rows[0], max_kl=best.max_kl, **bounds):
+        return
+    reward = window_reward(window)
+    if state.best_reward is None or reward > state.best_reward:
+        state.best_step, state.best_reward = state.step, reward
+
+
+def save(config: Config, parts: Parts, state: State, folder: Run) -> None:
+    """Saves checkpoints/step-N and deletes surplus ones, never the best."""
+
+    def write(target: Path) -> None:
+        parts.policy.save_pretrained(target, safe_serialization=True)
+        parts.tokenizer.save_pretrained(target)
+        tree = {
+            "step": state.step,
+            "updates": state.updates,
+            "controller": list(state.controller),
+            "baseline": list(state.baseline),
+            "generator": state.generator.get_state(),
+            "best_step": state.best_step,
+            "best_reward": state.best_reward,
+            "reference_sha256": parts.reference_sha256,
+            "optimizer": parts.optimizer.state_dict(),
+            "adapters": trainable(parts.policy) if config.lora_r is not None else {},
+        }
+        checkpoint.save_state(target, tree)
+
+    protect = () if state.best_step is None else (state.best_step,)
+    folder.save_checkpoint(state.step, write, config.keep_checkpoints, protect)
+
+
+def save_if_new(config: Config, parts: Parts, state: State, folder: Run) -> None:
+    """`save`, unless this step has its checkpoint already."""
+    if not (folder.checkpoints / f"step-{state.step}").exists():
+        save(config, parts, state, folder)
+
+
+def resumed_config(asked: Config) -> Config:
+    """The config that the run asked.resume was started with.
+
+    Raises RunError if that run has ended, ConfigError where the command asks for something else.
+    """
+    folder = Path(str(asked.resume))
+    run = Run.open(folder)
+    if (folder / SUMMARY).is_file() and (reason := run.summary()["stop_reason"]) is not None:
+        raise RunError(
+            f"{folder} has ended ({reason}); nothing is left to resume: start a new run with another output_dir"
+        )
+    config = from_dict(Config, run.config)
+    defaults, given, kept = (options(Config, defaults=each) for each in (Config(), asked, config))
+    for default, new, old in zip(defaults, given, kept, strict=True):
+        here = new.key == "output_dir" and Path(new.default) == folder
+        if new.key != "resume" and new.default not in (default.default, old.default) and not here:
+            raise ConfigError(
+                f"--resume continues {folder} with its own config, where {new.key} is {old.default}, but "
+                f"{new.default} is asked for; leave it out, or start a new run"
+            )
+    return config
+
+
+def restore(config: Config, parts: Parts, folder: Run, say: Callable[[str], None]) -> State:
+    """Brings parts and folder back to the newest good checkpoint and gives its state.
+
+    Raises RunError without one, and where the base model or the prompts are not those of the run's start.
+    """
+    step, path = folder.latest_checkpoint(say)
+    tree = checkpoint.load_state(path)
+    if tree["reference_sha256"] != parts.reference_sha256:
+        raise RunError(
+            f"{config.model_name_or_path} is not the model that {folder.folder} started from: its weights "
+            "have changed, so the KL would be measured against another reference; bring the old ones back, or "
+            "start a new run"
+        )
+    changed = [name for name, digest in parts.data_sha256.items() if folder.environment["data_sha256"].get(name) != digest]
+    if changed:
+        raise RunError(
+            f"prompts {config.prompts} have changed since {folder.folder} was started; bring the old file back, "
+            "or start a new run"
+        )
+    load_weights(config, parts, path)
+    parts.optimizer.load_state_dict(tree["optimizer"])
+    generator = torch.Generator()
+    generator.set_state(tree["generator"])
+    folder.rewind(step)
+    say(f"resuming {folder.folder} after step {step} of {config.steps}")
+    return State(
+        step,
+        tree["updates"],
+        KLController(*tree["controller"]),
+        MovingBaseline(*tree["baseline"]),
+        generator,
+        tree["best_step"],
+        tree["best_reward"],
+    )
+
+
+def load_weights(config: Config, parts: Parts, path: Path) -> None:
+    """Puts a checkpoint's weights into the policy."""
+    if config.lora_r is None:
+        parts.policy.load_state_dict(load_model(str(path)).state_dict())
+        return
+    adapters = checkpoint.load_state(path)["adapters"]
+    with torch.no_grad():
+        for name, parameter in trainable(parts.policy).items():
+            parameter.copy_(adapters[name])
