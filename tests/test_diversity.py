@@ -91,3 +91,14 @@ def test_summary_by_hand():
     assert found["ended"] == 0.5
     assert (found["distinct_1"], found["distinct_2"], found["unique"]) == (3 / 5, 2 / 3, 1.0)
     assert found["samples"] == 2
+
+
+def test_the_interval_of_a_ratio_by_hand() -> None:
+    from talltree.evals.samples import ratio_interval
+
+    # 6 / 8; residuals (a - 0.75 b) / 4 are +-0.125, their standard error 0.125; t(1 df, 97.5%) = 12.7062.
+    found = ratio_interval([2.0, 4.0], [2.0, 6.0])
+    assert found["mean"] == 0.75
+    assert found["low"] == pytest.approx(0.75 - 12.7062 * 0.125, abs=1e-4)
+    assert found["high"] == pytest.approx(0.75 + 12.7062 * 0.125, abs=1e-4)
+    assert ratio_interval([3.0], [2.0]) == {"mean": 1.5, "low": None, "high": None}

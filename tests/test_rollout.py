@@ -100,12 +100,12 @@ def test_score_joins_reward_and_kl():
     # The return is the reward less half a point per nat of the sequence's KL.
     kl_N = (rollout.logp_NT - expected).sum(1)
     returns_N = scored.token_reward_NT.sum(1)
-    torch.testing.assert_close(returns_N, scored.reward_N - 0.5 * kl_N, atol=1e-4, rtol=0)
+    torch.testing.assert_close(returns_N, scored.reward_N.float() - 0.5 * kl_N, atol=1e-4, rtol=0)
     assert kl_N.abs().min() > 0.01
     assert (scored.token_reward_NT[~mask_NT] == 0).all()
     without = scored_with(length_reward, kl_in_reward=False).token_reward_NT
     assert (without.count_nonzero(1) <= 1).all()
-    torch.testing.assert_close(without.sum(1), scored.reward_N)
+    torch.testing.assert_close(without.sum(1), scored.reward_N.float())
 
 
 def test_columns_reach_the_reward_and_unscored_completions_are_marked():
@@ -134,7 +134,8 @@ def test_stored_columns_by_hand():
         torch.tensor([[-1.0, -2.0, -0.5], [-1.0, 0.0, 0.0]]), torch.tensor([True, False]),
     )  # fmt: skip
     scored = Scored(
-        rollout, torch.tensor([4.0, 0.0]), torch.tensor([True, False]), {"one": [1.5, None], "two": [2.5, None]},
+        rollout, torch.tensor([4.0, 0.0]), torch.tensor([True, False]),
+        {"one": [1.5, None], "two": [2.5, None]},
         torch.tensor([[-2.0, -2.5, -1.0], [-0.5, 0.0, 0.0]]), torch.zeros(2, 3),
     )  # fmt: skip
     advantage_NT = torch.tensor([[3.0, 3.0, 3.0], [-3.0, 9.0, 9.0]])

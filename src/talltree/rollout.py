@@ -116,12 +116,12 @@ def score(
     scored_N = torch.tensor([total is not None for total in totals], device=device)
     if not scored_N.any():
         raise RewardError(f"the reward scored none of {len(totals)} completions (None for each)")
-    reward_N = torch.tensor([total or 0.0 for total in totals], device=device)
+    reward_N = torch.tensor([total or 0.0 for total in totals], dtype=torch.float64, device=device)
     with reference.model() as model:
         ref_logp_NT = likelihoods(model, rollout, temperature).logp_NT
     mask_NT = rollout.completion_mask_NT
     kl_NT = k1(rollout.logp_NT, ref_logp_NT) if kl_in_reward else torch.zeros_like(ref_logp_NT)
-    token_reward_NT = token_rewards(reward_N, mask_NT, kl_NT, coef)
+    token_reward_NT = token_rewards(reward_N.to(kl_NT.dtype), mask_NT, kl_NT, coef)
     return Scored(rollout, reward_N, scored_N, components, ref_logp_NT, token_reward_NT)
 
 

@@ -48,11 +48,11 @@ class Run:
     def create(cls, output_dir: str | Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> Run:
         """Starts a run in a new or empty folder. Raises RunError if the folder holds anything."""
         folder = Path(output_dir)
-        _refuse_used(folder)
+        refuse_used(folder)
         with checkpoint.disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             run = cls(folder, _lock(folder))
-        _refuse_used(folder)
+        refuse_used(folder)
         checkpoint.write_file(folder / ENVIRONMENT, _json_bytes(environment))
         # Last, because config.yaml is what makes the folder a run.
         checkpoint.write_file(folder / CONFIG, yaml_text.dump(dict(config)).encode())
@@ -234,7 +234,8 @@ class Run:
 # Folder and lock
 
 
-def _refuse_used(folder: Path) -> None:
+def refuse_used(folder: Path) -> None:
+    """Raises RunError unless a run can start in `folder`: it is new, or an empty folder."""
     if folder.exists() and not folder.is_dir():
         raise RunError(f"output_dir {folder} is a file; choose another output_dir")
     if folder.is_dir() and any(entry.name != LOCK for entry in folder.iterdir()):

@@ -17,7 +17,8 @@ from talltree.config import flaws, from_dict, to_dict
 from talltree.errors import ConfigError, ContractError, RunError
 from talltree.maths.muon import Muon, orthogonalise
 from talltree.models.build import Shape, build
-from talltree.stages import pretrain, tokenizer
+from talltree.stages.pretrain import loop as pretrain
+from talltree.stages.tokenizer import train as tokenizer
 
 TINY = Shape(hidden_size=16, layers=2, heads=2, kv_heads=1, intermediate_size=24, context=32)
 

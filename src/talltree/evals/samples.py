@@ -26,7 +26,7 @@ def summarise(scored: Scored) -> Metrics:
     return {
         "reward": interval(scored.reward_N[scored.scored_N].tolist()),
         "kl": interval(kl_N.tolist()),
-        "kl_per_token": {"mean": float(kl_N.sum() / length_N.sum()), "low": None, "high": None},
+        "kl_per_token": ratio_interval(kl_N.tolist(), length_N.tolist()),
         "length": interval(length_N.tolist()),
         "ended": float(rollout.ended_N.float().mean()),
         "distinct_1": varied.distinct_1,
@@ -43,3 +43,19 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> dict[str, flo
         return {"mean": mean, "low": None, "high": None}
     half = float(stats.sem(values) * stats.t.ppf((1 + confidence) / 2, len(values) - 1))
     return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def ratio_interval(
+    numerators: Sequence[float], denominators: Sequence[float], confidence: float = 0.95
+) -> dict[str, float | None]:
+    """Sum of numerators / sum of denominators, with the t interval of its linearisation (the delta method)."""
+    ratio = sum(numerators) / sum(denominators)
+    mean = sum(denominators) / len(denominators)
+    residuals = [(a - ratio * b) / mean for a, b in zip(numerators, denominators, strict=True)]
+    spread = interval(residuals, confidence)
+    low, high = spread["low"], spread["high"]
+    return {
+        "mean": ratio,
+        "low": None if low is None else ratio + low,
+        "high": None if high is None else ratio + high,
+    }

@@ -1,8 +1,8 @@
 """The vocabulary head with its log-probs, in chunks: logits of a whole batch are never held.
 
-On small models the head is most of the work, and N x T x V numbers are most of the memory. Each chunk's logits
-are made, reduced to two numbers a token and dropped; the backward pass makes them again, which costs one more
-matrix product and saves several passes over memory that would not fit.
+On small models the head is most of the work, and N x T x V numbers are most of the memory. Each chunk's
+logits are made, reduced to two numbers a token and dropped; the backward pass makes them again, which costs
+one more matrix product and saves several passes over memory that would not fit.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _reduce(
     for hidden, tokens in zip(hidden_MH.split(rows), tokens_M.split(rows), strict=True):
         all_logp = _log_softmax(hidden, weight_VH, bias_V, temperature)
         logp.append(all_logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1))
-        # A token of probability 0 contributes nothing: -inf becomes the least finite number, times exp(-inf) = 0.
+        # A token of probability 0 contributes nothing: exp(-inf) = 0 times the least finite number.
         probability = all_logp.exp()
         least = torch.finfo(all_logp.dtype).min
         entropy.append(-torch.linalg.vecdot(probability, all_logp.clamp_(min=least)))

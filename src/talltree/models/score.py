@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from talltree.maths.head import head_logprobs
 from talltree.maths.logprobs import entropy, token_logprobs
 from talltree.models.views import base_model
 from talltree.types import Rollout
@@ -47,10 +48,7 @@ def likelihood(
     target_M = completion_ids_NT[row_M, step_M]
     tokens_NS[row_M, place_M] = target_M
 
-    logits_MV = _logits_at(model, tokens_NS, row_M, place_M - 1)
-    logp_M = token_logprobs(logits_MV, target_M, temperature)
-    with torch.no_grad():
-        entropy_M = entropy(logits_MV, temperature)
+    logp_M, entropy_M = _at(model, tokens_NS, row_M, place_M - 1, target_M, temperature)
     zeros_NT = logp_M.new_zeros(N, T)
     return Likelihood(
         zeros_NT.index_put((row_M, step_M), logp_M), zeros_NT.index_put((row_M, step_M), entropy_M)
@@ -74,10 +72,29 @@ def likelihoods(model: PreTrainedModel, rollout: Rollout, temperature: float, ro
     return Likelihood(torch.cat(logp), torch.cat(spread))
 
 
-def _logits_at(model: PreTrainedModel, tokens_NS: Tensor, row_M: Tensor, place_M: Tensor) -> Tensor:
-    """Logits (M, V) at the given rows and positions; only those reach the head where the layout is known."""
+def _at(
+    model: PreTrainedModel,
+    tokens_NS: Tensor,
+    row_M: Tensor,
+    place_M: Tensor,
+    target_M: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Log-prob of the target and entropy at the given rows and places; the head sees no others if it can."""
     base = base_model(model)
     if type(base).__name__ in {"GPT2LMHeadModel", "GPTNeoForCausalLM", "LlamaForCausalLM"}:
         hidden_NSH = base.base_model(input_ids=tokens_NS, use_cache=False).last_hidden_state
-        return base.lm_head(hidden_NSH[row_M, place_M])
-    return model(input_ids=tokens_NS, use_cache=False).logits[row_M, place_M]
+        hidden_MH = hidden_NSH[row_M, place_M]
+        if type(base.lm_head) is nn.Linear:
+            # Autocast does not reach the backward pass of a function of our own, so the types are set here.
+            kind = hidden_MH.device.type
+            if torch.is_autocast_enabled(kind):
+                hidden_MH = hidden_MH.to(torch.get_autocast_dtype(kind))
+            weight_VH, bias_V = base.lm_head.weight.to(hidden_MH.dtype), base.lm_head.bias
+            return head_logprobs(hidden_MH, weight_VH, bias_V, target_M, temperature)
+        logits_MV = base.lm_head(hidden_MH)
+    else:
+        logits_MV = model(input_ids=tokens_NS, use_cache=False).logits[row_M, place_M]
+    with torch.no_grad():
+        entropy_M = entropy(logits_MV, temperature)
+    return token_logprobs(logits_MV, target_M, temperature), entropy_M

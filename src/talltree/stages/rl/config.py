@@ -19,9 +19,14 @@ class KL:
         None, "price of one nat of sequence KL; null: 0.05, or what beta says", unit="reward per nat", low=0
     )
     target: float | None = option(
-        None, "sequence KL that the coefficient is adapted to; null: the coefficient is fixed", unit="nats", above=0
+        None,
+        "sequence KL that the coefficient is adapted to; null: the coefficient is fixed",
+        unit="nats",
+        above=0,
     )
-    horizon: float = option(10_000, "episodes over which the adaptive coefficient moves", unit="episodes", above=0)
+    horizon: float = option(
+        10_000, "episodes over which the adaptive coefficient moves", unit="episodes", above=0
+    )
     loss: Literal["k1", "k2", "k3"] = option(
         "k3", "estimator where the KL stands in the loss (grpo); k1 is refused, its expected gradient is zero"
     )
@@ -41,7 +46,10 @@ class Stop:
         0.1, "end when distinct-2 falls below this share of the first step's", unit="share", low=0, high=1
     )
     constant_steps: int = option(
-        20, "end after so many steps in which every completion got one and the same reward", unit="steps", low=2
+        20,
+        "end after so many steps in which every completion got one and the same reward",
+        unit="steps",
+        low=2,
     )
     patience: int = option(5, "steps that a collapse must last", unit="steps", low=1)
 
@@ -54,7 +62,9 @@ class Best:
     min_distinct_2: float = option(
         0.5, "bound on distinct-2 as a share of the first step's", unit="share", low=0, high=1
     )
-    min_unique: float = option(0.5, "bound on the share of different completions", unit="share", low=0, high=1)
+    min_unique: float = option(
+        0.5, "bound on the share of different completions", unit="share", low=0, high=1
+    )
     window: int = option(5, "steps before a checkpoint that are averaged to judge it", unit="steps", low=1)
 
 
@@ -66,10 +76,15 @@ class Config:
     prompts: str | None = option(None, "JSONL file with a `prompt` column, or .txt with one prompt a line")
     prompt: str = option("Once upon a time", "the one prompt to use where `prompts` is null")
     held_out: float = option(
-        0.1, "share of different prompts kept for the evaluation before and after", unit="share", low=0, high=0.9
+        0.1,
+        "share of different prompts kept for the evaluation before and after",
+        unit="share",
+        low=0,
+        high=0.9,
     )
     reward: str = option(
-        "alliteration", "a built-in reward, FILE.py:FUNCTION, or a weighted sum such as 'alliteration - 0.1*length'"
+        "alliteration",
+        "a built-in reward, FILE.py:FUNCTION, or a weighted sum such as 'alliteration - 0.1*length'",
     )
     algorithm: Literal["reinforce", "rloo", "grpo"] = option("rloo", "row of the algorithm table")
     baseline: Literal["none", "moving", "batch"] | None = option(None, "baseline of reinforce; null: none")
@@ -101,7 +116,9 @@ class Config:
     temperature: float = option(1.0, "logits are divided by this in sampling and in training", above=0)
     optim: Literal["sgd", "adamw"] = option("adamw", "optimiser; sgd has no momentum")
     learning_rate: float = option(1e-4, "peak learning rate", unit="per update", above=0)
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = option("constant", "schedule per optimiser update")
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = option(
+        "constant", "schedule per optimiser update"
+    )
     warmup_steps: int = option(0, "updates over which the rate rises", unit="updates", low=0)
     weight_decay: float = option(0.0, "AdamW's decoupled decay of matrices", low=0)
     max_grad_norm: float | None = option(1.0, "clip the gradient's norm; null: no clipping", above=0)
@@ -135,14 +152,14 @@ class Config:
         rows = self.batch_size // self.num_mini_batches
         if self.gradient_accumulation_steps > rows:
             raise ConfigError(
-                f"gradient_accumulation_steps {self.gradient_accumulation_steps} is more than the {rows} completions "
-                f"of an update; use {rows} or less"
+                f"gradient_accumulation_steps {self.gradient_accumulation_steps} is more than the {rows} "
+                f"completions of an update; use {rows} or less"
             )
         updates = self.num_iterations * self.num_mini_batches
         if updates > 1 and self.clip is None:
             raise ConfigError(
-                f"{self.algorithm} is exact for one update a step, and this makes {updates}; set epsilon 0.2 to "
-                "clip the ratio, or num_iterations 1 and num_mini_batches 1"
+                f"{self.algorithm} is exact for one update a step, and this makes {updates}; set epsilon 0.2 "
+                "to clip the ratio, or num_iterations 1 and num_mini_batches 1"
             )
 
     def _check_kl(self) -> None:
@@ -154,8 +171,8 @@ class Config:
             )
         if self.kl.loss == "k1":
             raise ConfigError(
-                "kl.loss k1 as a loss has zero expected gradient; use k3 or k2, or an algorithm with the KL in "
-                "the reward (rloo, reinforce)"
+                "kl.loss k1 as a loss has zero expected gradient; use k3 or k2, or an algorithm with the KL "
+                "in the reward (rloo, reinforce)"
             )
         if self.kl.target is None:
             return
@@ -198,7 +215,9 @@ class Config:
         }
         if self.algorithm != "grpo" and any(of_grpo.values()):
             name = next(name for name, given in of_grpo.items() if given)
-            raise ConfigError(f"{name} belongs to grpo and would change nothing in {self.algorithm}; leave it out")
+            raise ConfigError(
+                f"{name} belongs to grpo and would change nothing in {self.algorithm}; leave it out"
+            )
         if self.epsilon_high is not None and self.clip is None:
             raise ConfigError(f"epsilon_high {self.epsilon_high:g} needs epsilon as well, such as 0.2")
         chosen: dict[str, Any] = {

@@ -97,9 +97,7 @@ def resumed_config(asked: Config) -> Config:
     folder = Path(str(asked.resume))
     run = Run.open(folder)
     if (folder / SUMMARY).is_file() and (reason := run.summary()["stop_reason"]) is not None:
-        raise RunError(
-            f"{folder} has ended ({reason}); nothing is left to resume: start a new run with another output_dir"
-        )
+        raise RunError(f"{folder} has ended ({reason}); nothing is left to resume; start a new run")
     config = from_dict(Config, run.config)
     defaults, given, kept = (options(Config, defaults=each) for each in (Config(), asked, config))
     for default, new, old in zip(defaults, given, kept, strict=True):
@@ -122,14 +120,18 @@ def restore(config: Config, parts: Parts, folder: Run, say: Callable[[str], None
     if tree["reference_sha256"] != parts.reference_sha256:
         raise RunError(
             f"{config.model_name_or_path} is not the model that {folder.folder} started from: its weights "
-            "have changed, so the KL would be measured against another reference; bring the old ones back, or "
-            "start a new run"
+            "have changed, so the KL would be measured against another reference; bring the old ones "
+            "back, or start a new run"
         )
-    changed = [name for name, digest in parts.data_sha256.items() if folder.environment["data_sha256"].get(name) != digest]
+    changed = [
+        name
+        for name, digest in parts.data_sha256.items()
+        if folder.environment["data_sha256"].get(name) != digest
+    ]
     if changed:
         raise RunError(
-            f"prompts {config.prompts} have changed since {folder.folder} was started; bring the old file back, "
-            "or start a new run"
+            f"prompts {config.prompts} have changed since {folder.folder} was started; bring the old file "
+            "back, or start a new run"
         )
     load_weights(config, parts, path)
     parts.optimizer.load_state_dict(tree["optimizer"])

@@ -41,7 +41,7 @@ class Passes(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """Means over the step's updates; entropy (nats a token) is of the distribution that was sampled from."""
+    """Means over the step's updates; entropy (nats a token) is of the distributions met in the first pass."""
 
     loss: float
     grad_norm: float
@@ -51,89 +51,113 @@ class Figures(NamedTuple):
     learning_rate: float
 
 
+class Objective(NamedTuple):
+    """loss = sum(weights_NT * (surrogate [+ kl_coef * KL estimate])) at a temperature, for one batch."""
+
+    algorithm: Algorithm
+    scored: Scored
+    advantage_NT: Tensor
+    temperature: float
+    kl_coef: float
+    kl_loss: Callable[[Tensor, Tensor], Tensor]
+
+
+class _Sums(NamedTuple):
+    loss: float
+    ratio: float
+    clipped: float
+    entropy_M: Tensor
+
+
 def update(
     policy: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
-    algorithm: Algorithm,
-    scored: Scored,
-    advantage_NT: Tensor,
-    *,
+    objective: Objective,
     passes: Passes,
-    temperature: float,
-    kl_coef: float,
-    kl_loss: Callable[[Tensor, Tensor], Tensor],
     next_learning_rate: Callable[[], float],
     generator: torch.Generator,
 ) -> Figures:
-    """Makes iterations x mini_batches updates: loss = sum(weights_NT * (surrogate [+ coef * KL estimate])).
+    """Makes iterations x mini_batches updates with the objective's gradient.
 
     The weights are computed over a whole mini-batch before it is split into parts, so the split cannot change
     the loss. Raises NonFinite before the optimiser moves anything, BrokenStep where a later update of the step
     fails or the weights themselves are no longer finite; no gradient is left behind.
     """
-    rollout = scored.rollout
-    mask_NT = rollout.completion_mask_NT & scored.scored_N.unsqueeze(1)
-    N = len(mask_NT)
+    rollout = objective.scored.rollout
+    N, device = len(rollout.logp_NT), rollout.logp_NT.device
     # In float32 the sampler's log-probs are the trainer's within 1e-4; in bfloat16 they are not.
     old_logp_NT = rollout.logp_NT
     if passes.bfloat16:
-        with _precision(passes, mask_NT):
-            old_logp_NT = likelihoods(policy, rollout, temperature).logp_NT
+        with _precision(passes, device):
+            old_logp_NT = likelihoods(policy, rollout, objective.temperature).logp_NT
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    figures: list[tuple[float, ...]] = []
-    entropies: list[Tensor] = []
+    done: list[_Sums] = []
+    norms: list[float] = []
     try:
-        for iteration in range(passes.iterations):
+        for _ in range(passes.iterations):
             order = torch.randperm(N, generator=generator) if passes.mini_batches > 1 else torch.arange(N)
-            for rows in order.to(mask_NT.device).chunk(passes.mini_batches):
-                weights_NT = algorithm.weights(mask_NT[rows])
-                loss_sum = ratio_sum = clipped_sum = 0.0
-                for index in torch.arange(len(rows), device=rows.device).tensor_split(passes.parts):
-                    part = rows[index]
-                    width = int(rollout.completion_mask_NT[part].sum(1).max())
-                    part_mask = mask_NT[part, :width]
-                    with _precision(passes, mask_NT):
-                        current = likelihood(
-                            policy,
-                            [rollout.prompt_ids[i] for i in part.tolist()],
-                            rollout.completion_ids_NT[part, :width],
-                            rollout.completion_mask_NT[part, :width],
-                            temperature,
-                        )
-                    old, advantage = old_logp_NT[part, :width], advantage_NT[part, :width]
-                    token_loss = algorithm.surrogate(current.logp_NT, old, advantage)
-                    if algorithm.kl_in == "loss":
-                        ref_logp = scored.ref_logp_NT[part, :width]
-                        token_loss = token_loss + kl_coef * kl_loss(current.logp_NT, ref_logp)
-                    loss = (weights_NT[index, :width] * token_loss).sum()
-                    if not torch.isfinite(loss):
-                        raise NonFinite(f"non-finite loss ({loss.item()})")
-                    loss.backward()
-                    with torch.no_grad():
-                        share = float(part_mask.sum() / mask_NT[rows].sum().clamp(min=1))
-                        loss_sum += float(loss)
-                        ratio_sum += share * float(masked_mean(torch.exp(current.logp_NT - old), part_mask))
-                        if passes.clip is not None:
-                            clipped = clip_share(current.logp_NT, old, advantage, part_mask, *passes.clip)
-                            clipped_sum += share * float(clipped)
-                        if iteration == 0:
-                            entropies.append(current.entropy_NT[rollout.completion_mask_NT[part, :width]])
-                grad_norm = _checked_norm(parameters, passes.max_grad_norm)
+            for rows in order.to(device).chunk(passes.mini_batches):
+                sums = _backward(policy, objective, passes, old_logp_NT, rows)
+                norms.append(_checked_norm(parameters, passes.max_grad_norm))
                 learning_rate = next_learning_rate()
                 set_learning_rate(optimizer, learning_rate)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                figures.append((loss_sum, grad_norm, ratio_sum, clipped_sum))
+                done.append(sums)
     except NonFinite as error:
         optimizer.zero_grad(set_to_none=True)
-        if figures:
-            raise BrokenStep(f"{error} in update {len(figures) + 1} of the step") from error
+        if done:
+            raise BrokenStep(f"{error} in update {len(done) + 1} of the step") from error
         raise
     if not torch.isfinite(torch.nn.utils.get_total_norm(parameters)):
-        raise BrokenStep(f"non-finite weights after an update of learning rate {learning_rate:g}, use a lower one")
-    means = [sum(each) / len(figures) for each in zip(*figures, strict=True)]
-    entropy = float(torch.cat(entropies).mean())
-    return Figures(means[0], means[1], means[2], means[3], entropy, learning_rate)
+        raise BrokenStep(f"non-finite weights; learning_rate {learning_rate:g} is too high")
+    return Figures(
+        loss=_mean([sums.loss for sums in done]),
+        grad_norm=_mean(norms),
+        ratio_mean=_mean([sums.ratio for sums in done]),
+        clip_share=_mean([sums.clipped for sums in done]),
+        entropy=float(torch.cat([sums.entropy_M for sums in done[: passes.mini_batches]]).mean()),
+        learning_rate=learning_rate,
+    )
+
+
+def _backward(
+    policy: PreTrainedModel, objective: Objective, passes: Passes, old_logp_NT: Tensor, rows: Tensor
+) -> _Sums:
+    """Accumulates the gradient of one update over its parts. Raises NonFinite for its loss."""
+    algorithm, scored, advantage_NT, temperature, kl_coef, kl_loss = objective
+    rollout = scored.rollout
+    drawn_NT = rollout.completion_mask_NT
+    mask_NT = drawn_NT & scored.scored_N.unsqueeze(1)
+    weights_NT = algorithm.weights(mask_NT[rows])
+    tokens = mask_NT[rows].sum().clamp(min=1)
+    loss_sum = ratio_sum = clipped_sum = 0.0
+    entropies = []
+    for index in torch.arange(len(rows), device=rows.device).tensor_split(passes.parts):
+        part = rows[index]
+        width = int(drawn_NT[part].sum(1).max())
+        mask, drawn = mask_NT[part, :width], drawn_NT[part, :width]
+        prompt_ids = [rollout.prompt_ids[i] for i in part.tolist()]
+        with _precision(passes, rows.device):
+            current = likelihood(
+                policy, prompt_ids, rollout.completion_ids_NT[part, :width], drawn, temperature
+            )
+        old, advantage = old_logp_NT[part, :width], advantage_NT[part, :width]
+        token_loss = algorithm.surrogate(current.logp_NT, old, advantage)
+        if algorithm.kl_in == "loss":
+            token_loss = token_loss + kl_coef * kl_loss(current.logp_NT, scored.ref_logp_NT[part, :width])
+        loss = (weights_NT[index, :width] * token_loss).sum()
+        if not torch.isfinite(loss):
+            raise NonFinite(f"non-finite loss ({loss.item()})")
+        loss.backward()
+        loss_sum += loss.item()
+        with torch.no_grad():
+            share = float(mask.sum() / tokens)
+            ratio_sum += share * float(masked_mean(torch.exp(current.logp_NT - old), mask))
+            if passes.clip is not None:
+                clipped_sum += share * float(clip_share(current.logp_NT, old, advantage, mask, *passes.clip))
+        entropies.append(current.entropy_NT[drawn])
+    return _Sums(loss_sum, ratio_sum, clipped_sum, torch.cat(entropies))
 
 
 def _checked_norm(parameters: list[torch.nn.Parameter], max_norm: float | None) -> float:
@@ -146,5 +170,9 @@ def _checked_norm(parameters: list[torch.nn.Parameter], max_norm: float | None) 
     return float(norm)
 
 
-def _precision(passes: Passes, like: Tensor) -> AbstractContextManager[object]:
-    return torch.autocast(like.device.type, torch.bfloat16) if passes.bfloat16 else nullcontext()
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _precision(passes: Passes, device: torch.device) -> AbstractContextManager[object]:
+    return torch.autocast(device.type, torch.bfloat16) if passes.bfloat16 else nullcontext()

@@ -10,34 +10,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import MISSING, dataclass
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from talltree import checkpoint
-from talltree.config import option, to_dict
+from talltree.config import to_dict
 from talltree.data.corpora import encode, load_corpus
 from talltree.errors import DataError
 from talltree.models.build import save_tokenizer
 from talltree.run import Run, environment
-
-EOS = "<|endoftext|>"
-PAD = "<|pad|>"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """Options of `talltree tokenizer`."""
-
-    dataset_name: str = option(MISSING, "corpus: a .jsonl (column `text`) or .txt file, or a folder of them")
-    output_dir: str = option("runs/tokenizer", "run folder; the tokenizer is written to its final/")
-    vocab_size: int = option(4096, "size of the vocabulary", unit="tokens", low=512, high=65536)
-    min_frequency: int = option(2, "how often a pair must occur to be merged", low=1)
-    separator: str = option(EOS, "what stands between the documents of a .txt file")
-    validation_share: float = option(
-        0.01, "share of the documents that is held out, as pretrain does", above=0, high=0.5
-    )
+from talltree.stages.tokenizer.config import EOS, PAD, Config
 
 
 def train(texts: Iterable[str], vocab_size: int, min_frequency: int) -> PreTrainedTokenizerFast:

@@ -1,0 +1,118 @@
+"""Sampling, scoring and measuring a policy with a run's parts: the preflight, and before and after."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from talltree import checkpoint, rewards
+from talltree.errors import RewardError
+from talltree.evals.samples import summarise
+from talltree.metrics import component_key
+from talltree.preflight import BFLOAT16_TOLERANCE, TOLERANCE, Check, preflight
+from talltree.rollout import collect, sample_columns, score
+from talltree.stages.rl.config import Config
+from talltree.stages.rl.parts import Parts
+from talltree.types import Prompt, Rollout, Scored
+
+PREFLIGHT_SAMPLES = 8
+
+
+def run_preflight(config: Config, parts: Parts) -> list[Check]:
+    """The numeric contract, measured on a few samples. Raises RewardError if they cannot be scored."""
+    prompts = repeated(parts.prompts, PREFLIGHT_SAMPLES)
+    rollout = collect_rollout(config, parts, prompts, seeded(config.seed + 1))
+    scored = score_rollout(config, parts, rollout, config.coef)
+    _check_names(scored)
+    columns_of(parts, scored, torch.zeros_like(rollout.logp_NT))
+    checks = preflight(
+        parts.policy,
+        parts.reference,
+        rollout,
+        temperature=config.temperature,
+        stop_ids=parts.stop_ids,
+        max_completion_length=config.max_completion_length,
+        tolerance=BFLOAT16_TOLERANCE if config.dtype == "bfloat16" else TOLERANCE,
+    )
+    rewards_K = scored.reward_N[scored.scored_N]
+    low, high = float(rewards_K.min()), float(rewards_K.max())
+    status = "note" if low == high else "ok"
+    checks.append(
+        Check(f"reward over {PREFLIGHT_SAMPLES} samples", f"{low:g} to {high:g}", "not constant", status)
+    )
+    return checks
+
+
+def _check_names(scored: Scored) -> None:
+    """Raises RewardError for a component whose metric would be called like another one."""
+    try:
+        for name in scored.components if len(scored.components) > 1 else ():
+            component_key(name)
+    except ValueError as clash:
+        raise RewardError(f"{clash}; rename the function") from clash
+
+
+def measure(config: Config, parts: Parts, coef: float, rows: Path) -> dict[str, Any]:
+    """Fresh samples from held-out prompts; a seed of their own pairs the draws before and after."""
+    prompts = repeated(parts.held_out, config.eval_samples)
+    rollout = collect_rollout(config, parts, prompts, seeded(config.seed + 2))
+    scored = score_rollout(config, parts, rollout, coef)
+    columns = columns_of(parts, scored, torch.zeros_like(rollout.logp_NT))
+    names = [name for name in columns if name not in ("prompt_ids", "completion_ids", "advantage")]
+    lines = [
+        json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False)
+        for row in zip(*(columns[name] for name in names), strict=True)
+    ]
+    checkpoint.write_file(rows, ("\n".join(lines) + "\n").encode())
+    return summarise(scored)
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator of its own."""
+    return torch.Generator().manual_seed(seed)
+
+
+def repeated(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """`count` prompts, taken round and round, equal texts adjacent."""
+    return sorted(itertools.islice(itertools.cycle(prompts), count), key=lambda prompt: prompt.text)
+
+
+def collect_rollout(
+    config: Config, parts: Parts, prompts: Sequence[Prompt], generator: torch.Generator
+) -> Rollout:
+    """`rollout.collect` from the policy as it stands."""
+    return collect(
+        parts.policy,
+        parts.tokenizer,
+        prompts,
+        parts.ids_of,
+        max_completion_length=config.max_completion_length,
+        stop_ids=parts.stop_ids,
+        temperature=config.temperature,
+        generator=generator,
+    )
+
+
+def score_rollout(config: Config, parts: Parts, rollout: Rollout, coef: float) -> Scored:
+    """`rollout.score` against the reference."""
+    return score(
+        rollout,
+        parts.reward,
+        parts.reference,
+        temperature=config.temperature,
+        coef=coef,
+        kl_in_reward=parts.algorithm.kl_in == "reward",
+    )
+
+
+def columns_of(parts: Parts, scored: Scored, advantage_NT: Tensor) -> dict[str, list[Any]]:
+    """`rollout.sample_columns` with the spans that the reward names."""
+    return sample_columns(
+        scored, advantage_NT, lambda prompt, completion: rewards.spans(parts.reward, prompt, completion)
+    )
