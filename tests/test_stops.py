@@ -5,11 +5,12 @@ import pytest
 from talltree.stops import is_candidate, stop_reason, window_reward
 
 
-def row(step, kl=1.0, unique=1.0, distinct_2=0.8, mean=3.0, std=1.0):
+def row(step, kl=1.0, unique=1.0, distinct_2=0.8, mean=3.0, std=1.0, twins=0.1):
     return {
         "step": step,
         "kl/sequence": kl,
         "diversity/unique": unique,
+        "diversity/near_duplicates": twins,
         "diversity/distinct_2": distinct_2,
         "reward/mean": mean,
         "reward/std": std,
@@ -27,6 +28,7 @@ def reason(given, **options):
     bounds = {
         "kl_ceiling": 50.0,
         "min_unique": 0.5,
+        "max_near_duplicates": 0.9,
         "min_distinct_2": 0.25,
         "constant_steps": 3,
         "patience": 2,
@@ -113,3 +115,10 @@ def test_without_a_bound_any_kl_is_a_candidate():
 
 def test_window_reward():
     assert window_reward([row(1, mean=1.0), row(2, mean=2.0), row(3, mean=6.0)]) == 3.0
+
+
+def test_near_twins_are_a_collapse_unless_the_run_began_with_them():
+    assert reason(rows(9, twins=[0.95, 0.91])) == "collapse: 91% of completions have a near twin, above 90%"
+    assert reason(rows(9, twins=[0.95, 0.9])) is None
+    began = [row(1, twins=0.92), *rows(9, twins=[0.95, 0.95])[1:]]
+    assert reason(began) is None

@@ -35,7 +35,9 @@ def main(out: str, *runs: str) -> None:
             values = [row[key] for row in rows]
             axes.plot(generations, values, color=colour, alpha=0.2, linewidth=0.8)
             axes.plot(generations, smooth(values), color=colour, linewidth=1.6)
-            axes.annotate(f" {label}", (generations[-1], smooth(values)[-1]), color=colour, va="center", fontsize=8)
+            axes.annotate(
+                f" {label}", (generations[-1], smooth(values)[-1]), color=colour, va="center", fontsize=8
+            )
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlabel("generations")
         axes.spines[["top", "right"]].set_visible(False)

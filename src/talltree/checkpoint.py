@@ -27,7 +27,10 @@ MANIFEST = "manifest.json"
 STATE_FORMAT = 1
 _STEP_FOLDER = re.compile(r"step-(\d+)")
 _LEFTOVER = re.compile(r"\.(.+)\.(partial|replaced)")
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENOTDIR, errno.ENOENT),  # a file where a folder should be; a folder removed meanwhile
+)
 
 
 # Writing whole or not at all

@@ -1,4 +1,4 @@
-"""`talltree demo`: the bundled story model learns to alliterate in minutes, and a page shows what happened."""
+"""`talltree demo`: the story model in the package learns to alliterate, and a page shows what happened."""
 
 from __future__ import annotations
 

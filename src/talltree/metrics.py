@@ -94,6 +94,12 @@ RL: Mapping[str, Metric] = {
         "train/diversity/distinct_2",
     ),
     "diversity/unique": Metric("share", "different completion texts / completions", "train/diversity/unique"),
+    "diversity/near_duplicates": Metric(
+        "share",
+        "completions of which another of the step holds half or more of the different word trigrams "
+        "/ completions",
+        "train/diversity/near_duplicates",
+    ),
     "groups/zero_variance": Metric(
         "share", "groups of one prompt whose rewards are all equal / groups", "train/frac_reward_zero_std"
     ),

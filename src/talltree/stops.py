@@ -14,14 +14,16 @@ def stop_reason(
     kl_ceiling: float | None,
     min_unique: float,
     min_distinct_2: float,
+    max_near_duplicates: float,
     constant_steps: int,
     patience: int,
 ) -> str | None:
     """Why the run should stop after the last of `rows` (metrics of every step so far), or None to go on.
 
     kl_ceiling: nats a sequence. Diversity counts as collapsed where, in each of the last `patience` steps,
-    the share of different completions is below min_unique, or distinct-2 is below min_distinct_2 times the
-    first step's. A reward that has been one and the same number for every completion of `constant_steps`
+    the share of different completions is below min_unique, distinct-2 is below min_distinct_2 times the first
+    step's, or the share of near duplicates is above max_near_duplicates though the first step's was not. A
+    reward that has been one and the same number for every completion of `constant_steps`
     steps teaches nothing.
     """
     last = rows[-1]
@@ -37,6 +39,11 @@ def stop_reason(
             return (
                 f"collapse: distinct-2 {last['diversity/distinct_2']:.3f} is below {floor:.3f}, "
                 f"{min_distinct_2:.0%} of the first step's"
+            )
+        key = "diversity/near_duplicates"
+        if rows[0][key] <= max_near_duplicates and all(row[key] > max_near_duplicates for row in recent):
+            return (
+                f"collapse: {last[key]:.0%} of completions have a near twin, above {max_near_duplicates:.0%}"
             )
     same = rows[-constant_steps:]
     if len(rows) >= constant_steps and all(row["reward/std"] == 0 for row in same):

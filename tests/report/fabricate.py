@@ -108,6 +108,7 @@ def row(step: int, steps: int, *, scored: bool = True) -> dict[str, float | int 
         "diversity/distinct_1": 0.30 - 0.05 * skill,
         "diversity/distinct_2": 0.72 - 0.1 * skill,
         "diversity/unique": 1.0,
+        "diversity/near_duplicates": 0.1,
         "groups/zero_variance": 0.0,
         "advantage/std": 2.2,
         "time/sample": 0.5 + 0.05 * draw.random(),

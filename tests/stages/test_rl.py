@@ -14,7 +14,7 @@ from talltree.errors import ConfigError, ContractError
 from talltree.maths import losses
 from talltree.run import Run
 from talltree.stages import rl
-from talltree.stages.rl.config import KL, Best, Stop
+from talltree.stages.rl.config import KL, Best
 
 from . import toy
 
@@ -74,14 +74,14 @@ def test_a_tiny_model_earns_more_within_a_bounded_kl(task, options, lora_r, requ
     name = request.node.callspec.id.replace(" ", "-")
     run = task.run(
         f"learn-{name}", **options, lora_r=lora_r, learning_rate=0.03 if lora_r else 0.01, batch_size=32,
-        num_generations=8, steps=25, checkpoint_every=25, eval_samples=128, kl=KL(coef=0.05),
+        num_generations=8, steps=25, checkpoint_every=25, eval_samples=128, kl=KL(coef=0.4),
     )  # fmt: skip
     summary = Run.open(run).summary()
     before, after = summary["before"], summary["after"]
     assert after["reward"]["low"] > 2 * before["reward"]["high"]
     assert 0 < after["kl"]["mean"] < 10
     assert abs(before["kl"]["mean"]) < 1e-4
-    assert summary["best_step"] == 25
+    assert summary["steps"] == 25
 
 
 def test_the_kl_coefficient_holds_the_policy_back(task):
@@ -129,7 +129,7 @@ def test_the_number_of_parts_does_not_change_the_loss(task, algorithm):
     for rows in split:
         for row, expected in zip(rows, whole, strict=True):
             for key in ("policy/loss", "policy/grad_norm", "policy/entropy", "policy/ratio_mean"):
-                assert row[key] == pytest.approx(expected[key], abs=1e-6), key
+                assert row[key] == pytest.approx(expected[key], rel=1e-6, abs=1e-6), key
     for run in runs[1:]:
         for name, tensor in checkpoint(run, 2).items():
             torch.testing.assert_close(tensor, checkpoint(runs[0], 2)[name], atol=1e-6, rtol=0)
@@ -147,7 +147,7 @@ def test_at_the_first_update_the_ratio_is_1_and_the_kl_0(task, algorithm, lora_r
 
 
 def test_an_sgd_step_is_the_gradient_of_the_stored_samples(task):
-    """loss = -sum(A * logp) / N over the second step's samples, A = R - mean of the others, R = r - coef * KL."""
+    """Over the second step: -sum(A * logp) / N, A = R - mean of the others' R, R = r - coef * KL."""
     coef, rate, temperature = 0.3, 0.5, 1.3
     run = task.run(
         "by-hand", optim="sgd", learning_rate=rate, max_grad_norm=None, steps=2, kl=KL(coef=coef),
@@ -228,12 +228,12 @@ def test_a_group_counts_as_equal_by_its_scored_rewards_alone(task):
 
 
 def test_several_rewards_are_logged_one_by_one(task):
-    file = task.folder / "two.py"
+    file = task.folder / "both.py"
     file.write_text(
         "def tens_of(prompts, completions, tens):\n    return [float(ten) for ten in tens]\n"
         "def words(prompts, completions):\n    return [float(len(text.split())) for text in completions]\n"
     )
-    run = task.run("two", reward=f"{file}:words - 0.5*{file}:tens_of", prompts=str(task.prompts))
+    run = task.run("both", reward=f"{file}:words - 0.5*{file}:tens_of", prompts=str(task.prompts))
     samples = Run.open(run).samples().to_pylist()
     for row in samples:
         assert row["reward/words"] == len(row["completion"].split())
@@ -377,13 +377,13 @@ def test_final_is_the_best_checkpoint_within_the_bounds(task):
 
 
 def test_without_a_checkpoint_within_the_bounds_final_is_the_last_one(task, capsys):
-    run = task.run("none-best", best=Best(max_kl=1e-9), learning_rate=0.05, kl=KL(coef=0.0))
+    best = Best(max_kl=1e-6, window=1)
+    run = task.run("none-best", best=best, learning_rate=0.05, kl=KL(coef=0.0), checkpoint_every=3)
+    assert toy.rows(run)[-1]["kl/sequence"] > 1e-6
     summary = Run.open(run).summary()
-    if summary["best_step"] is None:
-        assert summary["final_step"] == 3
-        assert "so final/ is step 3" in capsys.readouterr().err
-    else:
-        assert toy.rows(run)[summary["best_step"] - 1]["kl/sequence"] <= 1e-9
+    assert (summary["best_step"], summary["final_step"]) == (None, 3)
+    assert "so final/ is step 3" in capsys.readouterr().err
+    assert_equal_weights(load_file(run / "final" / "model.safetensors"), checkpoint(run, 3))
 
 
 # Numbers that are not finite
@@ -399,20 +399,21 @@ def fails(task, capsys, name, **options):
 @pytest.fixture(scope="module")
 def sound(task):
     """The run that the broken ones equal until they break."""
-    return task.run("sound", steps=4, optim="sgd", learning_rate=0.05)
+    return task.run("sound", **BROKEN | {"reward": scripted(task, "plain", SOUND), "checkpoint_every": 1})
 
 
+SOUND = "return [float(text.count('w7')) for text in texts]"
 BROKEN = {"steps": 4, "optim": "sgd", "learning_rate": 0.05, "checkpoint_every": 4}
 
 
 def test_a_reward_beyond_float32_leaves_the_weights_alone(task, capsys, sound):
     reward = scripted(
         task, "huge",
-        "import sys; sys.path.insert(0, %r); import toy_reward; found = toy_reward.count([], texts); "
-        "return [1e39, *found[1:]] if call == 4 else found" % str(task.folder),
+        SOUND + " if call != 4 else [1e39] * 6",
     )  # fmt: skip
     line, summary = fails(task, capsys, "huge", reward=reward, **BROKEN)
-    assert "stopped at step 3: non-finite advantage, from rewards of" in line and "inf" in line
+    assert "stopped at step 3: non-finite advantage, from rewards of" in line
+    assert "to 1e+39; scale the reward down" in line
     assert summary["stop_reason"] in line
     assert_equal_weights(checkpoint(task.folder / "huge", 2), checkpoint(sound, 2))
     assert_equal_weights(
@@ -445,7 +446,7 @@ def test_a_bad_update_leaves_the_weights_alone(task, capsys, sound, monkeypatch,
         return (surrogate if next(calls) == 2 else honest)(*tensors)
 
     monkeypatch.setattr(losses, "policy_gradient", failing)
-    line, summary = fails(task, capsys, name, **BROKEN)
+    line, summary = fails(task, capsys, name, reward=scripted(task, "plain", SOUND), **BROKEN)
     assert said in line
     assert summary["stop_reason"] == said
     assert summary["steps"] == 2
@@ -477,7 +478,7 @@ def test_weights_that_overflow_never_reach_final(task, capsys):
     """A learning rate of 1e38 breaks the first update; final/ is the model that the run began with."""
     line, summary = fails(
         task, capsys, "overflow", optim="sgd", learning_rate=1e38, max_grad_norm="null",
-        reward=scripted(task, "thousands", "return [1000.0 * (t.count('7') + i) for i, t in enumerate(texts)]"),
+        reward=scripted(task, "thousands", "return [1e3 * (t.count('7') + i) for i, t in enumerate(texts)]"),
     )  # fmt: skip
     assert "stopped at step 1: non-finite weights; learning_rate 1e+38 is too high" in line
     assert summary["final_step"] == 0
@@ -534,5 +535,4 @@ def test_a_model_that_breaks_the_contract_does_not_start(task, monkeypatch):
         task.run("dropout")
     table = Run.open(task.folder / "dropout").summary()["preflight"]
     assert "breach" in {check["status"] for check in table}
-    assert Stop().patience == 5
     assert json.loads((task.folder / "dropout" / "summary.json").read_text())["stop_reason"] is None

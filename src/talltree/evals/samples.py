@@ -48,7 +48,7 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> dict[str, flo
 def ratio_interval(
     numerators: Sequence[float], denominators: Sequence[float], confidence: float = 0.95
 ) -> dict[str, float | None]:
-    """Sum of numerators / sum of denominators, with the t interval of its linearisation (the delta method)."""
+    """Sum of numerators / sum of denominators, with the t interval of its linearisation (delta method)."""
     ratio = sum(numerators) / sum(denominators)
     mean = sum(denominators) / len(denominators)
     residuals = [(a - ratio * b) / mean for a, b in zip(numerators, denominators, strict=True)]

@@ -27,7 +27,7 @@ def head_logprobs(
     float64 where hidden is. Equal to `logprobs.token_logprobs` and `logprobs.entropy` of the whole logits.
     """
     if torch.is_grad_enabled():
-        return _HeadLogprobs.apply(hidden_MH, weight_VH, bias_V, tokens_M, temperature)  # type: ignore[no-any-return]
+        return _HeadLogprobs.apply(hidden_MH, weight_VH, bias_V, tokens_M, temperature)
     return _reduce(hidden_MH, weight_VH, bias_V, tokens_M, temperature)
 
 
@@ -60,7 +60,7 @@ def _reduce(
 
 class _HeadLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden_MH: Tensor,
         weight_VH: Tensor,
@@ -75,7 +75,7 @@ class _HeadLogprobs(torch.autograd.Function):
         return logp_M, entropy_M
 
     @staticmethod
-    def backward(ctx: Any, grad_M: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_M: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden_MH, weight_VH, bias_V, tokens_M = ctx.saved_tensors
         rows = _rows(weight_VH)
         grad_hidden = torch.empty_like(hidden_MH)

@@ -132,9 +132,9 @@ def _texts(config: Config) -> Iterator[Text]:
                 yield Text(prompt.text, text, ended or config.unended == "cut")
         if in_vain >= IN_VAIN:
             raise ModelError(
-                f"the last {in_vain} texts of {config.model_name_or_path} were empty or not ended within {length} "
-                f"tokens, {written} of {config.count} texts are written; raise max_completion_length, or set "
-                "unended keep"
+                f"the last {in_vain} texts of {config.model_name_or_path} were empty or not ended within "
+                f"{length} tokens, {written} of {config.count} texts are written; raise "
+                "max_completion_length, or set unended keep"
             )
 
 

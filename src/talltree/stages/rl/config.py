@@ -45,6 +45,13 @@ class Stop:
     min_distinct_2: float = option(
         0.1, "end when distinct-2 falls below this share of the first step's", unit="share", low=0, high=1
     )
+    max_near_duplicates: float = option(
+        0.95,
+        "end when more completions than this have a near twin in their step",
+        unit="share",
+        low=0,
+        high=1,
+    )
     constant_steps: int = option(
         20,
         "end after so many steps in which every completion got one and the same reward",

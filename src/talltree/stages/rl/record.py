@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from talltree.evals.diversity import diversity
+from talltree.evals.diversity import diversity, near_duplicates
 from talltree.maths.kl import k1, k3, sequence_kl, token_kl
 from talltree.metrics import component_key
 from talltree.stages.rl.update import Figures
@@ -55,6 +55,7 @@ def metrics_row(
         "diversity/distinct_1": varied.distinct_1,
         "diversity/distinct_2": varied.distinct_2,
         "diversity/unique": varied.unique,
+        "diversity/near_duplicates": near_duplicates(rollout.completions),
         "groups/zero_variance": _zero_variance(scored, group_size),
         "advantage/std": _deviation(advantage),
         "time/sample": clock[1] - clock[0],

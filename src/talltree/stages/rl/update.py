@@ -80,8 +80,8 @@ def update(
     """Makes iterations x mini_batches updates with the objective's gradient.
 
     The weights are computed over a whole mini-batch before it is split into parts, so the split cannot change
-    the loss. Raises NonFinite before the optimiser moves anything, BrokenStep where a later update of the step
-    fails or the weights themselves are no longer finite; no gradient is left behind.
+    the loss. Raises NonFinite before the optimiser moves anything, BrokenStep where a later update fails or
+    the weights themselves are no longer finite; no gradient is left behind.
     """
     rollout = objective.scored.rollout
     N, device = len(rollout.logp_NT), rollout.logp_NT.device
