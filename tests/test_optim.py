@@ -100,5 +100,5 @@ def test_the_ends_of_a_schedule(kind):
 
 
 def test_an_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="'step' is unknown; use constant, linear or cosine"):
+    with pytest.raises(ValueError, match="'step' is unknown; use constant, linear, cosine, wsd"):
         schedule("step", 3, 10, 2)

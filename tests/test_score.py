@@ -176,3 +176,16 @@ def test_logits_shifted_by_one_are_off():
         logp = model(torch.tensor([PROMPTS[3] + COMPLETIONS[3]])).logits[0].log_softmax(-1)
     shifted = torch.stack([logp[3 + i, token] for i, token in enumerate(COMPLETIONS[3])])
     assert off_by(shifted, singles(model)[3, :5]) > 0.01
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_bfloat16_passes_give_float32_near_those_of_float32_and_a_gradient(name):
+    model = EVERY[name]()
+    expected = batched(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = batched(model)
+    for left, right in zip(found, expected, strict=True):
+        assert left.dtype == torch.float32
+        torch.testing.assert_close(left, right, atol=0.1, rtol=0)
+    found.logp_NT.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)

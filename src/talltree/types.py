@@ -60,9 +60,9 @@ class Scored:
     """A Rollout with rewards, reference log-probs and, with a critic, values.
 
     reward_N is the total reward as given, float64 (0 where not scored_N); components maps a reward's name to
-    its N values (None where not scored); ref_logp_NT (nats, 0 outside the mask) is the reference's log-prob of
-    the same tokens; token_reward_NT is what the advantage is computed from: the reward on the last completion
-    token plus, where KL stands in the reward, -coef * (logp - ref_logp) on every token.
+    its N values (None where not scored); ref_logp_NT (nats, 0 outside the mask) is the reference's log-prob
+    of the same tokens; token_reward_NT is what the advantage is computed from: the reward on the last
+    completion token plus, where KL stands in the reward, -coef * (logp - ref_logp) on every token.
     """
 
     rollout: Rollout

@@ -79,3 +79,26 @@ def test_half_precision_is_widened_before_the_softmax(chunk):
     assert logp_M.dtype == entropy_M.dtype == torch.float32
     torch.testing.assert_close(logp_M, expected_M, atol=1e-5, rtol=0)
     torch.testing.assert_close(entropy_M, expected_entropy_M, atol=1e-5, rtol=0)
+
+
+def test_autocast_leaves_the_sums_over_the_vocabulary_wide(chunk):
+    hidden_MH, weight_VH, bias_V, tokens_M = inputs(torch.bfloat16)
+    expected = head_logprobs(hidden_MH, weight_VH, bias_V, tokens_M, 0.7)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head_logprobs(hidden_MH, weight_VH, bias_V, tokens_M, 0.7)
+    for left, right in zip(found, expected, strict=True):
+        assert left.dtype == torch.float32
+        assert torch.equal(left, right)
+
+
+def test_the_gradient_of_a_bfloat16_head_is_summed_over_chunks_in_float32(monkeypatch):
+    hidden_MH, weight_VH, _, tokens_M = inputs(torch.bfloat16, bias=False)
+    # 70 equal rows: each chunk adds the same matrix, which bfloat16 would round after every addition.
+    hidden_MH, tokens_M = hidden_MH.detach()[:1].expand(M, H), tokens_M[:1].expand(M)
+    gradients = []
+    for numbers in (1, 4_000_000):
+        monkeypatch.setattr(head, "CHUNK_NUMBERS", numbers)
+        logp_M, _ = head_logprobs(hidden_MH, weight_VH, None, tokens_M, 1.0)
+        gradients.append(torch.autograd.grad(logp_M.sum(), weight_VH)[0].float())
+    assert gradients[0].abs().max() > 1
+    torch.testing.assert_close(*gradients, rtol=2**-7, atol=1e-4)

@@ -246,7 +246,48 @@ def test_run_without_rewards_leaves_out_what_needs_them(tmp_path: Path) -> None:
     assert "Not measured in this run: Reward." in document.text
     alts = " ".join(image["alt"] or "" for image in document.of("img"))
     assert "Reward" not in alts and "KL, early to late" in alts
-    assert document.data["reward"] == [None] * 4 and document.data["pairs"] == []
+    assert document.data["reward"] == [None] * 4 and document.data["comparison"]["pairs"] == []
+
+
+def fresh(folder: Path, side: str, step: int, prompt: str) -> list[dict[str, Any]]:
+    """Writes before.jsonl or after.jsonl as the rl stage does, and returns its rows."""
+    named = fabricate.columns(step, 3, 5)
+    names = ("completion", "reward", "kl", "logp", "ref_logp", "ended", "spans")
+    rows = [dict(zip(names, row, strict=True)) for row in zip(*(named[name] for name in names), strict=True)]
+    rows = [{"prompt": prompt} | row for row in rows]
+    (folder / f"{side}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [("One day", "held-out prompts;"), (fabricate.PROMPT, "the prompts of the training;")],
+)
+def test_stories_of_before_and_after_are_the_fresh_samples(tmp_path: Path, prompt: str, words: str) -> None:
+    folder = fabricate.write(tmp_path / "run")
+    before = fresh(folder, "before", 1, prompt)
+    # Until both are there, the stories are of the first and of the best step.
+    assert build(folder).data["comparison"]["heads"] == ["Before: step 1", "After: step 2, the best"]
+    after = fresh(folder, "after", 3, prompt)
+    document = build(folder)
+    found = document.data["comparison"]
+    assert found["heads"] == ["Before: the model as it came", "After: final/"]
+    middle = found["pairs"][0]
+    for side, rows in (("before", before), ("after", after)):
+        # Of five stories the typical one has the third lowest reward.
+        expected = sorted(rows, key=lambda row: row["reward"])[2]
+        assert found["stories"]["reward"][middle[side]] == expected["reward"]
+        story = (found["stories"]["completion"][middle[side]], found["stories"]["kl"][middle[side]])
+        assert story in [(row["completion"], row["kl"]) for row in rows]
+    assert f"fresh samples from {words}" in document.text
+
+
+def test_damaged_fresh_samples_are_named(tmp_path: Path) -> None:
+    folder = fabricate.write(tmp_path / "run", steps=1)
+    fresh(folder, "before", 1, "One day")
+    (folder / "after.jsonl").write_text('{"prompt": "One day"}\n{"prompt": \n')
+    with pytest.raises(RunError, match=r"after\.jsonl line 2 is not a sample"):
+        page.write(folder, None, None)
 
 
 def test_run_without_samples_and_run_without_steps_say_so(tmp_path: Path) -> None:

@@ -38,6 +38,16 @@ def test_number(given: Any, shown: str) -> None:
     assert words.number(given) == shown
 
 
+def test_kl_below_the_contracts_rounding_is_zero() -> None:
+    assert [words.nats(x) for x in (-1.4e-6, 0.0, 9e-5, 2e-4, -3.14159)] == [
+        "0.0", "0.0", "0.0", "2.0e−4", "−3.14",
+    ]  # fmt: skip
+    assert words.nats(None) == "not measured"
+    noise = {"mean": -1.4e-6, "low": -3e-6, "high": 2e-7}
+    assert words.interval(noise, words.figure("nats / token")) == "0.0 (0.0 to 0.0)"
+    assert words.interval(noise, words.figure("tokens")) == "−1.4e−6 (−3.0e−6 to 2.0e−7)"
+
+
 def test_share_and_duration() -> None:
     assert [words.share(x) for x in (1, 0.984, 0.5, 0.0, None)] == [
         "100%",
@@ -142,7 +152,7 @@ def test_pairs_stand_at_the_same_quantile_of_their_steps() -> None:
 
 def test_columns_that_are_not_there_are_empty_and_no_number_is_lost() -> None:
     table = pa.table({"step": [1, 2], "reward": [0.1 + 0.2, float("nan")], "kl": [2.0, float("inf")]})
-    found = columns(table, None)
+    found = columns(table)
     assert found["reward"] == [0.30000000000000004, None] and found["kl"] == [2, None]
     assert found["completion"] == found["length"] == found["ended"] == [None, None]
     assert found["spans"] == [[], []]

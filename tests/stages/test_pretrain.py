@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from talltree.config import flaws, from_dict, to_dict
-from talltree.errors import ConfigError, ContractError, RunError
-from talltree.maths.muon import Muon, orthogonalise
+from talltree.errors import ConfigError, ContractError, RunError, TallTreeError
+from talltree.maths.muon import orthogonalise
 from talltree.models.build import Shape, build
+from talltree.models.optim import Muon
 from talltree.stages.pretrain import loop as pretrain
+from talltree.stages.pretrain.config import Schedule
 from talltree.stages.tokenizer import train as tokenizer
 
 TINY = Shape(hidden_size=16, layers=2, heads=2, kv_heads=1, intermediate_size=24, context=32)
@@ -48,7 +50,7 @@ def tokens(corpus, tmp_path_factory):
 def config(corpus, tokens, tmp_path):
     return pretrain.Config(
         dataset_name=corpus, tokenizer_name_or_path=tokens, output_dir=str(tmp_path / "run"), model=TINY,
-        validation_share=0.2, steps=6, batch_size=4, schedule=pretrain.Schedule(warmup_steps=2),
+        validation_share=0.2, steps=6, batch_size=4, schedule=Schedule(warmup_steps=2),
         validation_every=3, sample_every=3, checkpoint_every=2, log_every=2, keep_checkpoints=9,
     )  # fmt: skip
 
@@ -58,9 +60,11 @@ def test_config_is_whole_and_repeats_itself(config):
     assert from_dict(pretrain.Config, to_dict(config)) == config
 
 
-def test_schedules_by_hand():
-    factor = pretrain.schedule_factor
-    cosine = pretrain.Schedule(name="cosine", warmup_steps=4, final_factor=0.1)
+def test_schedules_by_hand(config):
+    def factor(plan, step, steps):
+        return pretrain.learning_rate_factor(replace(config, schedule=plan, steps=steps), step)
+
+    cosine = Schedule(name="cosine", warmup_steps=4, final_factor=0.1)
     assert [factor(cosine, step, 12) for step in (1, 2, 4, 5)] == [0.25, 0.5, 1.0, 1.0]
     assert factor(cosine, 9, 12) == pytest.approx(0.55)  # half of the 8 steps after warm-up
     assert factor(cosine, 13, 12) == pytest.approx(0.1)
@@ -259,6 +263,19 @@ def test_a_changed_corpus_or_tokenizer_is_refused_on_resume(config, corpus, toke
     changed.write_text(changed.read_text() + '{"text": "One more."}\n')
     with pytest.raises(RunError, match=r"stories\.jsonl"):
         pretrain.run(pretrain.Config(resume=config.output_dir))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sample_prompts": ["x " * 40]}, "fewer than model.context 32"),
+        ({"model": replace(TINY, context=4096)}, "fewer than two windows"),
+    ],
+)
+def test_what_cannot_train_is_refused_before_there_is_a_folder(config, tmp_path, changes, message):
+    with pytest.raises(TallTreeError, match=message):
+        pretrain.run(replace(config, **changes))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from talltree import checkpoint
 from talltree.errors import DataError
 
 
@@ -123,7 +124,7 @@ def load_corpus(name: str, separator: str, validation_share: float) -> Corpus:
     duplicates = empty = 0
     sha256 = {}
     for path in corpus_files(name):
-        sha256[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        sha256[path.name] = checkpoint.file_sha256(path)
         for text in read_documents(path, separator):
             key = hashlib.sha256(text.encode()).digest()
             if not text:

@@ -48,13 +48,15 @@ def _reduce(
 ) -> tuple[Tensor, Tensor]:
     rows = _rows(weight_VH)
     logp, entropy = [], []
-    for hidden, tokens in zip(hidden_MH.split(rows), tokens_M.split(rows), strict=True):
-        all_logp = _log_softmax(hidden, weight_VH, bias_V, temperature)
-        logp.append(all_logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1))
-        # A token of probability 0 contributes nothing: exp(-inf) = 0 times the least finite number.
-        probability = all_logp.exp()
-        least = torch.finfo(all_logp.dtype).min
-        entropy.append(-torch.linalg.vecdot(probability, all_logp.clamp_(min=least)))
+    # The caller has chosen the types; autocast would narrow the sums over the vocabulary.
+    with torch.autocast(hidden_MH.device.type, enabled=False):
+        for hidden, tokens in zip(hidden_MH.split(rows), tokens_M.split(rows), strict=True):
+            all_logp = _log_softmax(hidden, weight_VH, bias_V, temperature)
+            logp.append(all_logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1))
+            # A token of probability 0 contributes nothing: exp(-inf) = 0 times the least finite number.
+            probability = all_logp.exp()
+            least = torch.finfo(all_logp.dtype).min
+            entropy.append(-torch.linalg.vecdot(probability, all_logp.clamp_(min=least)))
     return torch.cat(logp), torch.cat(entropy)
 
 
@@ -79,7 +81,9 @@ class _HeadLogprobs(torch.autograd.Function):
         hidden_MH, weight_VH, bias_V, tokens_M = ctx.saved_tensors
         rows = _rows(weight_VH)
         grad_hidden = torch.empty_like(hidden_MH)
-        grad_weight = torch.zeros_like(weight_VH) if ctx.needs_input_grad[1] else None
+        # Summed over the chunks in float32 at least: bfloat16 would round small terms away.
+        wide = torch.promote_types(weight_VH.dtype, torch.float32)
+        grad_weight = torch.zeros_like(weight_VH, dtype=wide) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
         for start in range(0, len(hidden_MH), rows):
             part = slice(start, start + rows)
@@ -89,8 +93,12 @@ class _HeadLogprobs(torch.autograd.Function):
             slope.scatter_add_(-1, tokens.unsqueeze(-1), grad.to(slope.dtype))
             slope = (slope / ctx.temperature if ctx.temperature != 1.0 else slope).to(hidden.dtype)
             grad_hidden[part] = slope @ weight_VH
-            if grad_weight is not None:
+            if grad_weight is not None and slope.dtype == wide:
                 grad_weight.addmm_(slope.T, hidden)
+            elif grad_weight is not None:
+                grad_weight += slope.T @ hidden
             if grad_bias is not None:
                 grad_bias += slope.sum(0)
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight_VH.dtype)
         return grad_hidden, grad_weight, grad_bias, None, None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +11,6 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from talltree.models.shape import Shape
@@ -59,16 +56,3 @@ def build(shape: Shape, tokenizer: Any, seed: int) -> PreTrainedModel:
             scale = std / (2 * shape.layers) ** 0.5 if into_residual else std
             parameter.copy_(torch.empty_like(parameter).normal_(0.0, scale, generator=generator))
     return model.float().eval()
-
-
-def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write tokenizer.json and tokenizer_config.json under a class name that transformers 4 and 5 both know.
-
-    Version 5 writes the class as TokenizersBackend, which version 4 does not have.
-    """
-    tokenizer.save_pretrained(folder)
-    path = folder / "tokenizer_config.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if content.get("tokenizer_class") == "TokenizersBackend":
-        content["tokenizer_class"] = "PreTrainedTokenizerFast"
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -18,16 +18,19 @@ SEEDLING = Path(__file__).parent.parent / "seedling"
 """The story model that comes with the package; `seedling` names it wherever a model is asked for."""
 
 
-def resolve(name_or_path: str) -> str:
-    """The folder or hub name to load from: `seedling`, an existing local folder, or a name for the hub."""
+def resolve(name_or_path: str, marks: Sequence[str] = ("config.json",)) -> str:
+    """The folder or hub name to load from: `seedling`, a local folder with one of `marks`, or a hub name.
+
+    Raises ModelError for a path that is no such folder.
+    """
     if name_or_path == "seedling":
         return str(SEEDLING)
     looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
     path = Path(name_or_path).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / mark).is_file() for mark in marks):
             raise ModelError(
-                f"{name_or_path} has no config.json, so it is not a model folder in the hub's layout"
+                f"{name_or_path} has no {' or '.join(marks)}, so it is not a model folder in the hub's layout"
             )
         return str(path)
     if path.exists():
@@ -62,10 +65,11 @@ def load_model(name_or_path: str, dtype: torch.dtype | None = None) -> PreTraine
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported below, in one line
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ModelError(_cannot_load("model", name_or_path, error)) from error
-    except (SafetensorError, StrictDataclassError) as error:
-        raise ModelError(_cannot_load("model", name_or_path, error)) from error
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError),
+        *(SafetensorError, StrictDataclassError),
+    ) as error:
+        raise ModelError(_cannot_load("model", name_or_path, source, error)) from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
@@ -83,16 +87,19 @@ def load_model(name_or_path: str, dtype: torch.dtype | None = None) -> PreTraine
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model. Raises ModelError where it is missing or unreadable."""
+    """The tokenizer beside a model, or alone in a folder, as the stage `tokenizer` leaves one.
+
+    Raises ModelError where it is missing or unreadable.
+    """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer
 
-    source = resolve(name_or_path)
+    source = resolve(name_or_path, ("config.json", "tokenizer.json"))
     _check_not_cut(Path(source))
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise ModelError(_cannot_load("tokenizer", name_or_path, error)) from error
+        raise ModelError(_cannot_load("tokenizer", name_or_path, source, error)) from error
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -141,7 +148,20 @@ def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeni
         adapted: Any = deepcopy(model)
         model = adapted.merge_and_unload()
     model.save_pretrained(folder, safe_serialization=True)
+    save_tokenizer(folder, tokenizer)
+
+
+def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write tokenizer.json and tokenizer_config.json under a class name that transformers 4 and 5 both know.
+
+    Version 5 writes the class as TokenizersBackend, which version 4 does not have.
+    """
     tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content.get("tokenizer_class") == "TokenizersBackend":
+        content["tokenizer_class"] = "PreTrainedTokenizerFast"
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -170,11 +190,11 @@ def _check_not_cut(folder: Path) -> None:
             raise ModelError(f"{path} is not valid JSON ({error}); fetch or save the model again") from error
 
 
-def _cannot_load(what: str, name: str, error: BaseException) -> str:
+def _cannot_load(what: str, name: str, source: str, error: BaseException) -> str:
     # Such an error's text is a bare name or an internal detail: its kind helps.
     kind = f"{type(error).__name__} " if isinstance(error, (KeyError, TypeError, AttributeError)) else ""
     first = kind + " ".join(str(error).split())
-    if Path(resolve(name)).is_dir():
+    if Path(source).is_dir():
         return f"cannot load the {what} in {name}: {first[:200]}"
     return (
         f"cannot load {what} {name}: no such local folder, and the hub does not answer with it "

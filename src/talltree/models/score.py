@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -53,6 +54,11 @@ def likelihood(
     return Likelihood(
         zeros_NT.index_put((row_M, step_M), logp_M), zeros_NT.index_put((row_M, step_M), entropy_M)
     )
+
+
+def precision(device: torch.device, bfloat16: bool) -> AbstractContextManager[object]:
+    """The block's forward passes in bfloat16, or as they are."""
+    return torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
 
 
 @torch.no_grad()

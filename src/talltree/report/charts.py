@@ -9,7 +9,7 @@ import numpy as np
 
 from talltree.report import draw
 from talltree.report.facts import Facts, series
-from talltree.report.words import number
+from talltree.report.words import figure, nats, number
 
 MANY_STEPS = 40
 """From this many steps on a curve shows a moving mean over its faint single steps."""
@@ -120,13 +120,13 @@ def _band(facts: Facts) -> tuple[list[int], list[float], list[float]]:
 
 
 def _describe(spec: Spec, lines: Sequence[draw.Line]) -> str:
-    parts = []
+    parts, write = [], figure(spec.y)
     for line in lines:
-        ends = f"{number(line.values[0])} at step {line.steps[0]}"
+        ends = f"{write(line.values[0])} at step {line.steps[0]}"
         if len(line.steps) > 1:
             ends += (
-                f" to {number(line.values[-1])} at step {line.steps[-1]}, "
-                f"lowest {number(min(line.values))}, highest {number(max(line.values))}"
+                f" to {write(line.values[-1])} at step {line.steps[-1]}, "
+                f"lowest {write(min(line.values))}, highest {write(max(line.values))}"
             )
         parts.append(f"{line.label}: {ends}" if line.label else ends)
     return f"{spec.title} ({spec.y}) by step: {'; '.join(parts)}."
@@ -146,8 +146,8 @@ def path(facts: Facts) -> Chart | None:
     reward = [float(row["reward/mean"]) for row in rows]
     svg = draw.path(steps, kl, reward, smoothing(len(steps)), facts.best_step)
     alt = (
-        f"Reward against KL by step: from reward {number(reward[0])} at {number(kl[0])} nats "
-        f"(step {steps[0]}) to reward {number(reward[-1])} at {number(kl[-1])} nats (step {steps[-1]})."
+        f"Reward against KL by step: from reward {number(reward[0])} at {nats(kl[0])} nats "
+        f"(step {steps[0]}) to reward {number(reward[-1])} at {nats(kl[-1])} nats (step {steps[-1]})."
     )
     return Chart("Reward for KL", "what each nat bought", alt, svg)
 
@@ -172,8 +172,8 @@ def histograms(facts: Facts) -> list[Chart]:
             continue
         medians = [float(np.median(group)) for group in groups]
         alt = (
-            f"{title}: of {len(groups[0])} samples of {labels[0]} the median is {number(medians[0])}, "
-            f"of {len(groups[1])} samples of {labels[1]} it is {number(medians[1])} ({x})."
+            f"{title}: of {len(groups[0])} samples of {labels[0]} the median is {figure(x)(medians[0])}, "
+            f"of {len(groups[1])} samples of {labels[1]} it is {figure(x)(medians[1])} ({x})."
         )
         svg = draw.histogram(groups, labels, x)
         charts.append(Chart(title, "dashed: medians", alt, svg))

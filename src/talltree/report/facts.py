@@ -19,8 +19,22 @@ BLOG_POSITIONS = 99
 """The study's beta multiplies a mean over 99 positions: beta = 99 * coefficient per nat of sequence KL."""
 
 
+class Fresh(NamedTuple):
+    """The samples that summary.json's `before` and `after` were measured on, a mapping of columns each.
+
+    is_held_out: none of their prompts stands in the samples of the training steps.
+    """
+
+    before: Sequence[Mapping[str, Any]]
+    after: Sequence[Mapping[str, Any]]
+    is_held_out: bool
+
+
 class Facts(NamedTuple):
-    """A run, read; `rows` are those of metrics.jsonl and `summary` is None where there is no summary.json."""
+    """A run, read; `rows` are those of metrics.jsonl and `summary` is None where there is no summary.json.
+
+    `fresh` is None until the run has both before.jsonl and after.jsonl.
+    """
 
     folder: Path
     config: Mapping[str, Any]
@@ -29,6 +43,7 @@ class Facts(NamedTuple):
     rows: Sequence[Mapping[str, Any]]
     samples: pa.Table
     summary: Mapping[str, Any] | None
+    fresh: Fresh | None = None
 
     @property
     def name(self) -> str:
@@ -65,7 +80,9 @@ def read(folder: str | Path) -> Facts:
     for name, content in ((CONFIG, config), (SUMMARY, summary)):
         if content is not None and not isinstance(content, Mapping):
             raise RunError(f"{run.folder / name} holds no keys and values; it was not written by a stage")
-    return Facts(run.folder, config, config_text, environment, run.metrics(), _samples(run), summary)
+    samples = _samples(run)
+    fresh = _fresh(run.folder, samples)
+    return Facts(run.folder, config, config_text, environment, run.metrics(), samples, summary, fresh)
 
 
 def _samples(run: Run) -> pa.Table:
@@ -76,6 +93,28 @@ def _samples(run: Run) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"{run.folder}: its samples cannot be read: {reason}") from error
+
+
+def _fresh(folder: Path, samples: pa.Table) -> Fresh | None:
+    paths = [folder / f"{side}.jsonl" for side in ("before", "after")]
+    if not all(path.is_file() for path in paths):
+        return None
+    before, after = (_json_lines(path) for path in paths)
+    trained = set(samples["prompt"].unique().to_pylist()) if "prompt" in samples.column_names else set()
+    return Fresh(before, after, not any(row["prompt"] in trained for row in (*before, *after)))
+
+
+def _json_lines(path: Path) -> list[Mapping[str, Any]]:
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, Mapping) or not isinstance(row.get("prompt"), str):
+            raise RunError(f"{path} line {number} is not a sample with a prompt; mend or remove the file")
+        rows.append(row)
+    return rows
 
 
 def value(config: Mapping[str, Any], key: str) -> Any:

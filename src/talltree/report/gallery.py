@@ -1,4 +1,4 @@
-"""The gallery's data: every stored sample as columns in JSON, and pairs of the first and the best step."""
+"""The gallery's data: every stored sample as columns in JSON, and stories of before beside those of after."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from talltree.report.facts import Facts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,7 +25,7 @@ COMPONENT = "reward/"
 
 
 class Pair(NamedTuple):
-    """Two samples, by row, that stand at the same quantile of reward in their steps."""
+    """Two samples, by row, that stand at the same quantile of reward, each on its own side."""
 
     label: str
     note: str
@@ -38,7 +40,7 @@ def thin(table: pa.Table, most: int | None) -> pa.Table:
     return table.take(np.linspace(0, table.num_rows - 1, most).round().astype(int))
 
 
-def columns(table: pa.Table, best_step: int | None) -> dict[str, Any]:
+def columns(table: pa.Table) -> dict[str, Any]:
     """The samples as columns; a missing one is all None, and a prompt is an index into `prompts`.
 
     kl and reward are exact; `length` counts completion tokens, stop token included; `spans` are flat lists
@@ -47,28 +49,54 @@ def columns(table: pa.Table, best_step: int | None) -> dict[str, Any]:
     import pyarrow.compute as pc
 
     rows = table.num_rows
-    steps = table["step"].to_pylist()
     prompts = _column(table, "prompt")
     known = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
     has_ids = "completion_ids" in table.column_names
     lengths = pc.list_value_length(table["completion_ids"]).to_pylist() if has_ids else [None] * rows
-    rewards = _finite(_column(table, "reward"))
     names = [name for name in table.column_names if name.startswith(COMPONENT)]
-    pairs = choose_pairs(steps, rewards, best_step)
     return {
         "prompts": list(known),
         "prompt": [known[prompt] for prompt in prompts],
         "completion": _column(table, "completion"),
-        "step": steps,
-        "reward": rewards,
+        "step": _column(table, "step"),
+        "reward": _finite(_column(table, "reward")),
         "kl": _finite(_column(table, "kl")),
         "length": lengths,
         "ended": _column(table, "ended"),
         "spans": [[edge for span in spans or () for edge in span] for spans in _column(table, "spans")],
         "components": {name.removeprefix(COMPONENT): _finite(_column(table, name)) for name in names},
-        "best_step": best_step,
-        "pairs": [pair._asdict() for pair in pairs],
     }
+
+
+def comparison(run: Facts) -> dict[str, Any]:
+    """Stories of before and after: `pairs` of rows of `stories` (as `columns`), and the `heads` above them.
+
+    From the fresh samples that before and after were measured on; while there are none, from the first
+    step's and the best (else the last) step's.
+    """
+    import pyarrow as pa
+
+    if run.fresh is not None:
+        rows = [*run.fresh.before, *run.fresh.after]
+        sides = [0] * len(run.fresh.before) + [1] * len(run.fresh.after)
+        pairs = choose_pairs(sides, _finite([row.get("reward") for row in rows]), None)
+        final = (run.summary or {}).get("final_step")
+        heads = [
+            "Before: the model as it came",
+            "After: final/" + (f", step {final}" if final is not None else ""),
+        ]
+        chosen = [rows[row] for pair in pairs for row in (pair.before, pair.after)]
+        stories = pa.Table.from_pylist([{"step": None, **row} for row in chosen])
+    else:
+        steps = run.samples["step"].to_pylist()
+        pairs = choose_pairs(steps, _finite(_column(run.samples, "reward")), run.best_step)
+        shown = [row for pair in pairs for row in (pair.before, pair.after)]
+        heads = [f"{when}: step {steps[row]}" for when, row in zip(("Before", "After"), shown, strict=False)]
+        if pairs and steps[pairs[0].after] == run.best_step:
+            heads[1] += ", the best"
+        stories = run.samples.take(pa.array(shown, pa.int64()))
+    renumbered = [pair._replace(before=2 * at, after=2 * at + 1)._asdict() for at, pair in enumerate(pairs)]
+    return {"heads": heads, "pairs": renumbered, "stories": columns(stories)}
 
 
 def _column(table: pa.Table, name: str) -> list[Any]:

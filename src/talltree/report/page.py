@@ -65,7 +65,8 @@ def _require_free(target: Path) -> None:
 def build(run: Facts, stored: int) -> str:
     """The whole page as HTML; `stored` is how many samples the run has, of which `run.samples` are shown."""
     style, script = _asset("report.css"), _asset("report.js")
-    data = gallery.script_json(gallery.columns(run.samples, run.best_step))
+    stories = gallery.columns(run.samples) | {"best_step": run.best_step}
+    data = gallery.script_json(stories | {"comparison": gallery.comparison(run)})
     policy = (
         f"default-src 'none'; img-src data:; script-src {sha256_source(script)}; "
         f"style-src {sha256_source(style)}; base-uri 'none'; form-action 'none'"
@@ -129,7 +130,7 @@ def _result(run: Facts) -> str:
         )
     )
     figures = f'<dl class="figures">{cards}</dl>' if cards else ""
-    comparison = _comparison(run.summary) if run.summary else ""
+    comparison = _comparison(run, run.summary) if run.summary else ""
     if not figures and not comparison:
         figures = '<p class="missing">There is nothing to show yet: the run has no finished step.</p>'
     return section("result", "Result", figures + comparison)
@@ -140,8 +141,9 @@ def _final_figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     found = []
     for key, label, unit in MEASURES:
         if key != "kl_per_token" and words.mean(after.get(key)) is not None:
-            note = f"{unit}; before {words.number(words.mean(before.get(key)))}"
-            found.append((label, words.number(words.mean(after[key])), note))
+            figure = words.figure(unit)
+            note = f"{unit}; before {figure(words.mean(before.get(key)))}"
+            found.append((label, figure(words.mean(after[key])), note))
     for key, label, unit in SHARES[1:]:
         if isinstance(after.get(key), int | float):
             found.append((label, words.share(after[key]), f"{unit}; before {words.share(before.get(key))}"))
@@ -162,19 +164,19 @@ def _latest_figures(run: Facts) -> list[tuple[str, str, str]]:
         ("completion/length", "Tokens"),
     ):
         if isinstance(row.get(key), int | float):
-            found.append((label, words.number(float(row[key])), note))
+            found.append((label, words.figure(label)(float(row[key])), note))
     for key, label in (("diversity/distinct_2", "distinct-2"), ("diversity/unique", "Unique")):
         if isinstance(row.get(key), int | float):
             found.append((label, words.share(row[key]), note))
     return found
 
 
-def _comparison(summary: Mapping[str, Any]) -> str:
+def _comparison(run: Facts, summary: Mapping[str, Any]) -> str:
     before, after = (summary.get(side) or {} for side in SIDES)
     rows = []
     for key, label, unit in MEASURES:
         if key in before or key in after:
-            rows.append([_named(label, unit), *(_measured(side.get(key)) for side in (before, after))])
+            rows.append([_named(label, unit), *(_measured(side.get(key), unit) for side in (before, after))])
     for key, label, unit in SHARES:
         if key in before or key in after:
             rows.append(
@@ -184,12 +186,15 @@ def _comparison(summary: Mapping[str, Any]) -> str:
         return ""
     counts = (text(words.number(side.get("samples"))) for side in (before, after))
     rows.append([_named("Samples", "fresh stories"), *counts])
-    caption = "Before and after on fresh samples from held-out prompts; 95% intervals in brackets"
+    prompts = ""
+    if run.fresh is not None:
+        prompts = " from held-out prompts" if run.fresh.is_held_out else " from the prompts of the training"
+    caption = f"Before and after on fresh samples{prompts}; 95% intervals in brackets"
     return table(caption, ["Measure", "Before", "After"], rows)
 
 
-def _measured(given: Any) -> str:
-    mean, bracket, interval = words.interval(given).partition(" (")
+def _measured(given: Any, unit: str) -> str:
+    mean, bracket, interval = words.interval(given, words.figure(unit)).partition(" (")
     return f'{text(mean)} <span class="unit">({text(interval)}</span>' if bracket else text(mean)
 
 

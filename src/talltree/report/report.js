@@ -30,6 +30,7 @@
     if (Number.isInteger(x) || Math.abs(x) >= 1000) return Math.round(x).toLocaleString("en");
     return String(Number(x.toPrecision(digits))).replace("-", "−");
   };
+  const nats = (x) => (x !== null && x !== undefined && Math.abs(x) < 1e-4 ? "0.0" : number(x));
   const count = (n) => n.toLocaleString("en");
 
   function element(tag, name, text) {
@@ -39,20 +40,20 @@
     return made;
   }
 
-  const textOf = (row) => [data.prompts[data.prompt[row]] || "", data.completion[row] || ""];
+  const textOf = (row, from) => [from.prompts[from.prompt[row]] || "", from.completion[row] || ""];
 
   // Offsets count code points, as Python does; a JavaScript string counts UTF-16 units.
   function characters(text) {
     return /[\ud800-\udfff]/.test(text) ? Array.from(text) : text;
   }
 
-  function storyNode(row) {
-    const [prompt, completion] = textOf(row);
+  function storyNode(row, from) {
+    const [prompt, completion] = textOf(row, from);
     const story = element("p", "story");
     story.dir = "auto";
     const whole = characters(prompt + completion);
     const promptEnd = characters(prompt).length;
-    const edges = data.spans[row].map((edge) => Math.min(Math.max(edge, 0), whole.length));
+    const edges = from.spans[row].map((edge) => Math.min(Math.max(edge, 0), whole.length));
     const cuts = [...new Set([0, promptEnd, whole.length, ...edges])].sort((a, b) => a - b);
     for (let i = 0; i + 1 < cuts.length; i++) {
       const [start, end] = [cuts[i], cuts[i + 1]];
@@ -78,20 +79,20 @@
     item.appendChild(element("dd", "", value));
   }
 
-  function cardNode(row) {
+  function cardNode(row, from) {
     const card = element("article", "card");
     const facts = card.appendChild(element("dl", "facts"));
-    const reward = data.reward[row];
+    const reward = from.reward[row];
     fact(facts, "Reward", reward === null ? "not scored" : number(reward), "lead");
-    fact(facts, "KL, nats", number(data.kl[row]), "");
-    fact(facts, "Step", count(data.step[row]), "");
-    if (data.length[row] !== null) fact(facts, "Tokens", count(data.length[row]), "");
-    if (data.ended[row] !== null) fact(facts, "End", data.ended[row] ? "ended" : "cut off", data.ended[row] ? "" : "cut");
-    card.appendChild(storyNode(row));
-    const names = Object.keys(data.components);
+    fact(facts, "KL, nats", nats(from.kl[row]), "");
+    if (from.step[row] !== null) fact(facts, "Step", count(from.step[row]), "");
+    if (from.length[row] !== null) fact(facts, "Tokens", count(from.length[row]), "");
+    if (from.ended[row] !== null) fact(facts, "End", from.ended[row] ? "ended" : "cut off", from.ended[row] ? "" : "cut");
+    card.appendChild(storyNode(row, from));
+    const names = Object.keys(from.components);
     if (names.length > 0) {
       const parts = card.appendChild(element("dl", "facts components"));
-      for (const name of names) fact(parts, name, number(data.components[name][row]), "");
+      for (const name of names) fact(parts, name, number(from.components[name][row]), "");
     }
     return card;
   }
@@ -99,20 +100,16 @@
   // Before and after
 
   function drawPairs() {
-    if (data.pairs.length === 0) return;
-    const head = (row) => {
-      const step = data.step[row];
-      return "step " + count(step) + (step === data.best_step ? ", the best" : step === steps[steps.length - 1] ? ", the last" : "");
-    };
-    const heads = ["Before: " + head(data.pairs[0].before), "After: " + head(data.pairs[0].after)];
+    const { heads, pairs, stories } = data.comparison;
+    if (pairs.length === 0) return;
     byId("before-head").textContent = heads[0];
     byId("after-head").textContent = heads[1];
-    for (const pair of data.pairs) {
+    for (const pair of pairs) {
       const item = byId("pair-list").appendChild(element("div", "pair"));
       const title = item.appendChild(element("h4", "", pair.label));
       title.appendChild(element("span", "unit", " " + pair.note));
       [pair.before, pair.after].forEach((row, side) => {
-        const card = item.appendChild(cardNode(row));
+        const card = item.appendChild(cardNode(row, stories));
         card.setAttribute("aria-label", heads[side]);
       });
     }
@@ -126,7 +123,7 @@
 
   function matches(row, words) {
     lowered = lowered || new Array(total);
-    if (lowered[row] === undefined) lowered[row] = textOf(row).join("").toLowerCase();
+    if (lowered[row] === undefined) lowered[row] = textOf(row, data).join("").toLowerCase();
     return words.every((word) => lowered[row].includes(word));
   }
 
@@ -187,7 +184,7 @@
     drawControls();
     const cards = found.slice(state.page * PAGE, (state.page + 1) * PAGE).map((row) => {
       const item = element("li");
-      item.appendChild(cardNode(row));
+      item.appendChild(cardNode(row, data));
       return item;
     });
     byId("cards").replaceChildren(...cards);

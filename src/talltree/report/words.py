@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from talltree.report.facts import BLOG_POSITIONS, Facts, kl_coefficient, series, value
@@ -25,6 +25,16 @@ def number(x: Any) -> str:
     return f"{x:,.{digits}f}".replace("-", "−")
 
 
+def nats(x: Any) -> str:
+    """`number`, with "0.0" for less than 1e-4 either way: the rounding that the numeric contract allows."""
+    return "0.0" if isinstance(x, int | float) and abs(x) < 1e-4 else number(x)
+
+
+def figure(unit: str) -> Callable[[Any], str]:
+    """How figures of this unit are written: `nats` where it says nats, else `number`."""
+    return nats if "nats" in unit else number
+
+
 def share(x: Any) -> str:
     """A share as per cent: 0.984 is 98.4%, 1 is 100%."""
     if not isinstance(x, int | float) or not math.isfinite(x):
@@ -44,14 +54,14 @@ def duration(seconds: Any) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def interval(measured: Any) -> str:
-    """A measured {"mean", "low", "high"} as 4.20 (4.00 to 4.40)."""
+def interval(measured: Any, write: Callable[[Any], str] = number) -> str:
+    """A measured {"mean", "low", "high"} as 4.20 (4.00 to 4.40), each figure as `write` puts it."""
     if not isinstance(measured, Mapping) or not isinstance(measured.get("mean"), int | float):
         return MISSING
     low, high = measured.get("low"), measured.get("high")
     if not isinstance(low, int | float) or not isinstance(high, int | float):
-        return number(measured["mean"])
-    return f"{number(measured['mean'])} ({number(low)} to {number(high)})"
+        return write(measured["mean"])
+    return f"{write(measured['mean'])} ({write(low)} to {write(high)})"
 
 
 def mean(measured: Any) -> float | None:
@@ -131,8 +141,8 @@ def _price(summary: Mapping[str, Any]) -> list[str]:
     if mean(after.get("kl")) is None:
         return []
     per_token = mean(after.get("kl_per_token"))
-    words = f" ({number(per_token)} a token)" if per_token is not None else ""
-    return [f"It cost {number(mean(after['kl']))} nats of KL a sequence{words}."]
+    words = f" ({nats(per_token)} a token)" if per_token is not None else ""
+    return [f"It cost {nats(mean(after['kl']))} nats of KL a sequence{words}."]
 
 
 def _variety(summary: Mapping[str, Any]) -> list[str]:

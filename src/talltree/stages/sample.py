@@ -47,9 +47,15 @@ class Config:
     )
 
     def check(self) -> None:
-        """Raises ConfigError if the output exists."""
-        if self.output is not None and Path(self.output).expanduser().exists():
-            raise ConfigError(f"output {self.output} exists and is not overwritten; choose another file")
+        """Raises ConfigError if the output exists, or the part of it that an interrupted command wrote."""
+        if self.output is None:
+            return
+        path = Path(self.output).expanduser()
+        for taken in (path, _partial(path)):
+            if taken.exists():
+                raise ConfigError(
+                    f"output {taken} exists and is not overwritten; choose another file, or move it"
+                )
 
 
 class Text(NamedTuple):
@@ -69,8 +75,12 @@ def run(config: Config) -> None:
         print(printable(each.text) + ("" if each.whole else " […]"), end="\n\n", flush=True)
 
 
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
 def _write(config: Config, path: Path) -> None:
-    partial = path.with_name(path.name + ".partial")
+    partial = _partial(path)
     written = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +95,9 @@ def _write(config: Config, path: Path) -> None:
         raise RunError(
             f"cannot write output {partial}: {error.strerror}; {written} texts are in it"
         ) from error
+    finally:
+        if written == 0:
+            partial.unlink(missing_ok=True)
     print(f"{written} texts in {path}")
 
 

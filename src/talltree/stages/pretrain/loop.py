@@ -21,36 +21,29 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from talltree import checkpoint
 from talltree.config import from_dict, to_dict
 from talltree.data.corpora import Corpus, encode, load_corpus, pack, training_batch, windows_per_epoch
-from talltree.errors import ConfigError, ContractError, ModelError, RunError
+from talltree.errors import ConfigError, ContractError, RunError
 from talltree.interrupt import Interrupts
-from talltree.maths.muon import Muon
-from talltree.models.build import build, save_tokenizer
+from talltree.models.build import build
 from talltree.models.card import model_card
 from talltree.models.load import load_model, load_tokenizer, save_model
+from talltree.models.optim import Muon, decay_groups, schedule, set_learning_rate
 from talltree.run import Run, environment
 from talltree.sampling.decode import sample
-from talltree.stages.pretrain.config import Config, Schedule
+from talltree.stages.pretrain.config import Config
 
 
-def schedule_factor(schedule: Schedule, step: int, steps: int) -> float:
-    """Factor on the learning rate of update `step` (counted from 1) of `steps`.
-
-    Warm-up: step / warmup_steps. Then, with x from 0 to 1 over the updates left, f = final_factor: cosine
-    f + (1-f)(1 + cos(pi x))/2, linear 1 - (1-f)x, wsd 1 until the last decay_share of all steps, then linear.
-    """
-    if step <= schedule.warmup_steps:
-        return step / schedule.warmup_steps
-    start = schedule.warmup_steps
-    if schedule.name == "wsd":
-        start = max(start, steps - math.ceil(schedule.decay_share * steps))
-    x = max(0.0, (step - 1 - start) / (steps - start))
-    fall = (1 - math.cos(math.pi * x)) / 2 if schedule.name == "cosine" else x
-    return 1 - (1 - schedule.final_factor) * fall
+def learning_rate_factor(config: Config, step: int) -> float:
+    """Factor on the learning rate of update `step`, counted from 1; see `models.optim.schedule`."""
+    plan = config.schedule
+    return schedule(
+        plan.name, step - 1, config.steps, plan.warmup_steps,
+        decay_share=plan.decay_share, final_factor=plan.final_factor,
+    )  # fmt: skip
 
 
 def make_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimizer]:
@@ -64,16 +57,13 @@ def make_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimi
     matrices = [p for p in model.parameters() if p.dim() >= 2 and id(p) not in embeddings]
     tables = [p for p in model.parameters() if p.dim() >= 2 and id(p) in embeddings]
     vectors = [p for p in model.parameters() if p.dim() < 2]
-    betas = (config.adam_beta1, config.adam_beta2)
     with_muon = config.optimizer == "muon"
-    decayed = [] if with_muon else matrices + tables
-    exempt = tables + vectors if with_muon else vectors
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": exempt, "weight_decay": 0.0},
-    ]
+    rest = [{"params": tables + vectors, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.learning_rate, betas=betas, fused=True
+        rest if with_muon else decay_groups(matrices + tables + vectors, config.weight_decay),
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        fused=True,
     )
     if not with_muon:
         return [adamw]
@@ -104,7 +94,7 @@ def update(
     if not (math.isfinite(total) and math.isfinite(norm)):
         raise ContractError(
             f"loss {total} with gradient norm {norm} is not finite; the weights were left as they were: "
-            "continue from the last checkpoint with a lower learning_rate"
+            "set a lower learning_rate in config.yaml and continue from the last checkpoint"
         )
     for optimizer in optimizers:
         optimizer.step()
@@ -140,9 +130,21 @@ def held_out_nats(
     return nats, count
 
 
+def sample_prompt_ids(config: Config, tokenizer: Any) -> list[list[int]]:
+    """Token ids of each sample prompt. Raises ConfigError for one without tokens or without room after it."""
+    prompt_ids = [tokenizer(prompt)["input_ids"] for prompt in config.sample_prompts]
+    for prompt, ids in zip(config.sample_prompts, prompt_ids, strict=True):
+        if not 0 < len(ids) < config.model.context:
+            raise ConfigError(
+                f"sample_prompts: {prompt[:40]!r} has {len(ids)} tokens; it needs at least 1 and fewer than "
+                f"model.context {config.model.context}"
+            )
+    return prompt_ids
+
+
 def write_samples(model: PreTrainedModel, tokenizer: Any, config: Config, step: int) -> dict[str, list[Any]]:
     """Columns of one continuation of each sample prompt at temperature 1, drawn from (seed, step)."""
-    prompt_ids = [tokenizer(prompt)["input_ids"] for prompt in config.sample_prompts]
+    prompt_ids = sample_prompt_ids(config, tokenizer)
     room = config.model.context - max(map(len, prompt_ids))
     drawn = sample(
         model, prompt_ids, max_completion_length=room, stop_ids=(tokenizer.eos_token_id,), temperature=1.0,
@@ -161,26 +163,6 @@ def write_samples(model: PreTrainedModel, tokenizer: Any, config: Config, step: 
     }
 
 
-def open_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """A tokenizer folder without a model, as stage `tokenizer` writes it, or the tokenizer beside a model.
-
-    Raises ModelError where it cannot be read, ConfigError where it has no EOS token.
-    """
-    folder = Path(name_or_path).expanduser()
-    if (folder / "tokenizer.json").is_file() and not (folder / "config.json").exists():
-        try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                str(folder), trust_remote_code=False
-            )
-        except (OSError, ValueError) as error:
-            raise ModelError(f"cannot load the tokenizer in {name_or_path}: {error}") from error
-    else:
-        tokenizer = load_tokenizer(name_or_path)
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(f"tokenizer {name_or_path} has no EOS token; make one with `talltree tokenizer`")
-    return tokenizer
-
-
 def tokenizer_hash(tokenizer: Any) -> str:
     """SHA-256 of the vocabulary, sorted by token id: a resumed run must find the same one."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -194,9 +176,17 @@ def run(config: Config) -> None:
         config = replace(
             stored, resume=config.resume, max_minutes=config.max_minutes, output_dir=config.resume
         )
-    tokenizer = open_tokenizer(config.tokenizer_name_or_path)
+    tokenizer = load_tokenizer(config.tokenizer_name_or_path)
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"tokenizer {config.tokenizer_name_or_path} has no EOS token; make one with `talltree tokenizer`"
+        )
     corpus = load_corpus(config.dataset_name, config.separator, config.validation_share)
     hashes = {**corpus.sha256, "tokenizer vocabulary": tokenizer_hash(tokenizer)}
+    # Before there is a folder, so that the mended command can be run again.
+    sample_prompt_ids(config, tokenizer)
+    stream = pack(encode(tokenizer, corpus.train), tokenizer.eos_token_id)
+    windows_per_epoch(stream, config.model.context)
     if config.resume is None:
         folder = Run.create(config.output_dir, to_dict(config), environment(hashes))
     else:
@@ -207,14 +197,16 @@ def run(config: Config) -> None:
                     f"{config.resume}: {name} has changed since the run began; bring the old one back"
                 )
     with folder:
-        train(config, folder, corpus, tokenizer)
+        train(config, folder, corpus, stream, tokenizer)
 
 
-def train(config: Config, folder: Run, corpus: Corpus, tokenizer: Any) -> None:
-    """The loop: updates from the last checkpoint (or 0) to `steps`, then final/ with its card."""
+def train(config: Config, folder: Run, corpus: Corpus, stream: Tensor, tokenizer: Any) -> None:
+    """The loop: updates from the last checkpoint (or 0) to `steps`, then final/ with its card.
+
+    stream: the training documents as `pack` joins them.
+    """
     context = config.model.context
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    stream = pack(encode(tokenizer, corpus.train), tokenizer.eos_token_id)
     held_out = encode(tokenizer, corpus.validation)
     epoch = windows_per_epoch(stream, context)
 
@@ -246,7 +238,6 @@ def train(config: Config, folder: Run, corpus: Corpus, tokenizer: Any) -> None:
     def save(step: int) -> None:
         def write(path: Path) -> None:
             save_model(path, model, tokenizer)
-            save_tokenizer(path, tokenizer)
             states = [optimizer.state_dict() for optimizer in optimizers]
             seconds = elapsed + time.perf_counter() - begun
             checkpoint.save_state(path, {"optimizers": states, "seconds": seconds, "validation": validation})
@@ -257,10 +248,9 @@ def train(config: Config, folder: Run, corpus: Corpus, tokenizer: Any) -> None:
     with Interrupts() as interrupts:
         for step in range(done + 1, config.steps + 1):
             started = time.perf_counter()
-            factor = schedule_factor(config.schedule, step, config.steps)
+            factor = learning_rate_factor(config, step)
             for optimizer, peak in zip(optimizers, peaks, strict=True):
-                for group in optimizer.param_groups:
-                    group["lr"] = peak * factor
+                set_learning_rate(optimizer, peak * factor)
             first_row = (step - 1) * config.batch_size
             batch = training_batch(stream, context, config.batch_size, first_row, config.seed).to(device)
             try:
@@ -323,7 +313,6 @@ def train(config: Config, folder: Run, corpus: Corpus, tokenizer: Any) -> None:
 
     def write_final(path: Path) -> None:
         save_model(path, stored, tokenizer)
-        save_tokenizer(path, tokenizer)
         (path / "README.md").write_text(
             model_card(to_dict(config), summary, folder.environment), encoding="utf-8"
         )

@@ -27,6 +27,7 @@ from talltree.run import Run, environment, refuse_used
 from talltree.stages.rl.config import Config
 from talltree.stages.rl.measure import (
     PREFLIGHT_SAMPLES,
+    PREFLIGHT_STREAM,
     collect_rollout,
     columns_of,
     measure,
@@ -84,6 +85,7 @@ def _start(config: Config) -> None:
         "algorithm": config.algorithm,
         "reward": config.reward,
         "kl_coef": config.coef,
+        "evaluated_on": "training prompts" if parts.held_out_is_train else "held-out prompts",
         "preflight": [check._asdict() for check in checks],
         "stop_reason": None,
     }
@@ -167,6 +169,8 @@ def _train(config: Config, parts: Parts, state: State, folder: Run, interrupts: 
                 figures = _update(config, parts, state, batch)
             except BrokenStep as failure:
                 held_step = _fall_back(config, parts, folder)
+                if state.best_step is not None and state.best_step > held_step:
+                    state.best_step = state.best_reward = None
                 return Ending(f"stopped at step {state.step + 1}: {failure}", held_step, failure)
             except (NonFinite, RewardError) as failure:
                 # Nothing has changed yet but the generator.
@@ -176,7 +180,7 @@ def _train(config: Config, parts: Parts, state: State, folder: Run, interrupts: 
                     raise
                 return Ending(f"stopped at step {state.step + 1}: {failure}", state.step, failure)
             rows.append(_record(config, state, batch, figures, folder))
-            progress.update(rows[-1], _best_story(batch))
+            progress.update(rows[-1], _typical_story(batch))
             if state.step % config.checkpoint_every == 0 or _end(config, rows) is not None:
                 judge(config, state, rows)
                 save(config, parts, state, folder)
@@ -266,10 +270,12 @@ def _record(config: Config, state: State, batch: Batch, figures: Figures, folder
     return row
 
 
-def _best_story(batch: Batch) -> Story:
+def _typical_story(batch: Batch) -> Story:
+    """The completion of median reward: the best would flatter the run."""
     columns = batch.columns
-    best = int(batch.scored.reward_N.masked_fill(~batch.scored.scored_N, -torch.inf).argmax())
-    return Story(columns["prompt"][best], columns["completion"][best], columns["spans"][best])
+    scored = [i for i, is_scored in enumerate(batch.scored.scored_N.tolist()) if is_scored]
+    median = sorted(scored, key=lambda i: float(batch.scored.reward_N[i]))[len(scored) // 2]
+    return Story(columns["prompt"][median], columns["completion"][median], columns["spans"][median])
 
 
 # The end
@@ -280,7 +286,9 @@ def _fall_back(config: Config, parts: Parts, folder: Run) -> int:
     for step, path in reversed(checkpoint.step_folders(folder.checkpoints)):
         load_weights(config, parts, path)
         prompts = repeated(parts.prompts, PREFLIGHT_SAMPLES)
-        if torch.isfinite(collect_rollout(config, parts, prompts, seeded(config.seed + 1)).logp_NT).all():
+        if torch.isfinite(
+            collect_rollout(config, parts, prompts, seeded(PREFLIGHT_STREAM + config.seed)).logp_NT
+        ).all():
             return step
     raise ContractError(
         f"no checkpoint of {folder.folder} gives finite log-probs; start again with a lower learning_rate"

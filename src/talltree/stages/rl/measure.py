@@ -15,6 +15,7 @@ from talltree import checkpoint, rewards
 from talltree.errors import RewardError
 from talltree.evals.samples import summarise
 from talltree.metrics import component_key
+from talltree.models.score import precision
 from talltree.preflight import BFLOAT16_TOLERANCE, TOLERANCE, Check, preflight
 from talltree.rollout import collect, sample_columns, score
 from talltree.stages.rl.config import Config
@@ -22,24 +23,28 @@ from talltree.stages.rl.parts import Parts
 from talltree.types import Prompt, Rollout, Scored
 
 PREFLIGHT_SAMPLES = 8
+PREFLIGHT_STREAM, EVALUATION_STREAM = 2**40, 2**41
+"""Added to the seed, so that no other seed's training draws the same numbers."""
 
 
 def run_preflight(config: Config, parts: Parts) -> list[Check]:
     """The numeric contract, measured on a few samples. Raises RewardError if they cannot be scored."""
     prompts = repeated(parts.prompts, PREFLIGHT_SAMPLES)
-    rollout = collect_rollout(config, parts, prompts, seeded(config.seed + 1))
+    rollout = collect_rollout(config, parts, prompts, seeded(PREFLIGHT_STREAM + config.seed))
     scored = score_rollout(config, parts, rollout, config.coef)
     _check_names(scored)
     columns_of(parts, scored, torch.zeros_like(rollout.logp_NT))
-    checks = preflight(
-        parts.policy,
-        parts.reference,
-        rollout,
-        temperature=config.temperature,
-        stop_ids=parts.stop_ids,
-        max_completion_length=config.max_completion_length,
-        tolerance=BFLOAT16_TOLERANCE if config.dtype == "bfloat16" else TOLERANCE,
-    )
+    bfloat16 = config.dtype == "bfloat16"
+    with precision(rollout.logp_NT.device, bfloat16):
+        checks = preflight(
+            parts.policy,
+            parts.reference,
+            rollout,
+            temperature=config.temperature,
+            stop_ids=parts.stop_ids,
+            max_completion_length=config.max_completion_length,
+            tolerance=BFLOAT16_TOLERANCE if bfloat16 else TOLERANCE,
+        )
     rewards_K = scored.reward_N[scored.scored_N]
     low, high = float(rewards_K.min()), float(rewards_K.max())
     status = "note" if low == high else "ok"
@@ -61,7 +66,7 @@ def _check_names(scored: Scored) -> None:
 def measure(config: Config, parts: Parts, coef: float, rows: Path) -> dict[str, Any]:
     """Fresh samples from held-out prompts; a seed of their own pairs the draws before and after."""
     prompts = repeated(parts.held_out, config.eval_samples)
-    rollout = collect_rollout(config, parts, prompts, seeded(config.seed + 2))
+    rollout = collect_rollout(config, parts, prompts, seeded(EVALUATION_STREAM + config.seed))
     scored = score_rollout(config, parts, rollout, coef)
     columns = columns_of(parts, scored, torch.zeros_like(rollout.logp_NT))
     names = [name for name in columns if name not in ("prompt_ids", "completion_ids", "advantage")]
@@ -100,15 +105,20 @@ def collect_rollout(
 
 
 def score_rollout(config: Config, parts: Parts, rollout: Rollout, coef: float) -> Scored:
-    """`rollout.score` against the reference."""
-    return score(
-        rollout,
-        parts.reward,
-        parts.reference,
-        temperature=config.temperature,
-        coef=coef,
-        kl_in_reward=parts.algorithm.kl_in == "reward",
-    )
+    """`rollout.score` against the reference, which is read in the precision of what it is compared with.
+
+    In the reward that is the sampler's float32, in the loss the trainer's passes.
+    """
+    kl_in_reward = parts.algorithm.kl_in == "reward"
+    with precision(rollout.logp_NT.device, config.dtype == "bfloat16" and not kl_in_reward):
+        return score(
+            rollout,
+            parts.reward,
+            parts.reference,
+            temperature=config.temperature,
+            coef=coef,
+            kl_in_reward=kl_in_reward,
+        )
 
 
 def columns_of(parts: Parts, scored: Scored, advantage_NT: Tensor) -> dict[str, list[Any]]:

@@ -35,6 +35,7 @@ class Parts(NamedTuple):
     reward: Reward
     prompts: list[Prompt]
     held_out: list[Prompt]
+    held_out_is_train: bool
     ids_of: dict[str, list[int]]
     stop_ids: tuple[int, ...]
     algorithm: Algorithm
@@ -62,8 +63,8 @@ def load_parts(config: Config) -> Parts:
         config.optim, trainable(policy).values(), config.learning_rate, config.weight_decay
     )
     return Parts(
-        policy, tokenizer, reference, fingerprint, reward, split.train, split.held_out, ids_of, stops,
-        _algorithm(config), optimizer, data_sha256,
+        policy, tokenizer, reference, fingerprint, reward, split.train, split.held_out,
+        split.held_out_is_train, ids_of, stops, _algorithm(config), optimizer, data_sha256,
     )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from talltree.errors import ContractError
 from talltree.maths.losses import clip_share
 from talltree.maths.weights import masked_mean
 from talltree.models.optim import set_learning_rate
-from talltree.models.score import likelihood, likelihoods
+from talltree.models.score import likelihood, likelihoods, precision
 from talltree.types import Scored
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ def update(
     # In float32 the sampler's log-probs are the trainer's within 1e-4; in bfloat16 they are not.
     old_logp_NT = rollout.logp_NT
     if passes.bfloat16:
-        with _precision(passes, device):
+        with precision(device, passes.bfloat16):
             old_logp_NT = likelihoods(policy, rollout, objective.temperature).logp_NT
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     done: list[_Sums] = []
@@ -138,7 +137,7 @@ def _backward(
         width = int(drawn_NT[part].sum(1).max())
         mask, drawn = mask_NT[part, :width], drawn_NT[part, :width]
         prompt_ids = [rollout.prompt_ids[i] for i in part.tolist()]
-        with _precision(passes, rows.device):
+        with precision(rows.device, passes.bfloat16):
             current = likelihood(
                 policy, prompt_ids, rollout.completion_ids_NT[part, :width], drawn, temperature
             )
@@ -172,7 +171,3 @@ def _checked_norm(parameters: list[torch.nn.Parameter], max_norm: float | None) 
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def _precision(passes: Passes, device: torch.device) -> AbstractContextManager[object]:
-    return torch.autocast(device.type, torch.bfloat16) if passes.bfloat16 else nullcontext()

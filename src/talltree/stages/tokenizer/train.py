@@ -18,7 +18,7 @@ from talltree import checkpoint
 from talltree.config import to_dict
 from talltree.data.corpora import encode, load_corpus
 from talltree.errors import DataError
-from talltree.models.build import save_tokenizer
+from talltree.models.load import save_tokenizer
 from talltree.run import Run, environment
 from talltree.stages.tokenizer.config import EOS, PAD, Config
 
