@@ -262,7 +262,7 @@ def test_the_run_folder_has_what_scripts_rely_on(task):
     run = task.run("folder", steps=4, prompts=str(task.prompts), eval_samples=8)
     summary = Run.open(run).summary()
     assert summary.keys() == {
-        "stage", "model", "algorithm", "reward", "kl_coef", "preflight", "before", "after", "steps",
+        "stage", "model", "algorithm", "reward", "kl_coef", "evaluated_on", "preflight", "before", "after", "steps",
         "best_step", "final_step", "stop_reason", "wall_time_seconds",
     }  # fmt: skip
     for side in ("before", "after"):
