@@ -18,8 +18,8 @@ class Config:
 def run(config: Config) -> None:
     """RLOO on `seedling` with the alliteration study's reward, then the report.
 
-    On this reward a nat of KL buys more the further the policy has gone, until it repeats two words for ever; so
-    no coefficient holds it at a good place, and what is kept is the best checkpoint within the bounds below.
+    On this reward a nat of KL buys the more, the further the policy has gone, until it repeats two words for
+    ever; so no coefficient holds it at a good place, and the best checkpoint within the bounds below is kept.
     """
     from talltree import report
     from talltree.stages import rl
@@ -31,15 +31,14 @@ def run(config: Config) -> None:
             prompt="Once upon a time",
             reward="alliteration",
             algorithm="rloo",
-            kl=KL(coef=0.4),
+            kl=KL(coef=0.2),
             num_generations=16,
             batch_size=64,
             steps=40,
             learning_rate=4e-4,
             warmup_steps=4,
-            lr_scheduler_type="linear",
-            checkpoint_every=2,
-            best=Best(max_kl=18.0, min_distinct_2=0.87, min_unique=0.98, window=1),
+            checkpoint_every=1,
+            best=Best(max_kl=20.0, min_distinct_2=0.88, min_unique=0.98, window=2),
             stop=Stop(kl_ceiling=30.0),
             output_dir=config.output_dir,
             seed=config.seed,

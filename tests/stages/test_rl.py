@@ -262,8 +262,8 @@ def test_the_run_folder_has_what_scripts_rely_on(task):
     run = task.run("folder", steps=4, prompts=str(task.prompts), eval_samples=8)
     summary = Run.open(run).summary()
     assert summary.keys() == {
-        "stage", "model", "algorithm", "reward", "kl_coef", "evaluated_on", "preflight", "before", "after", "steps",
-        "best_step", "final_step", "stop_reason", "wall_time_seconds",
+        "stage", "model", "algorithm", "reward", "kl_coef", "evaluated_on", "preflight", "before", "after",
+        "steps", "best_step", "final_step", "stop_reason", "wall_time_seconds",
     }  # fmt: skip
     for side in ("before", "after"):
         for key in ("reward", "kl", "length"):
