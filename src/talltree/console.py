@@ -90,7 +90,7 @@ def facts(row: Mapping[str, Any], left: str) -> list[tuple[str, str]]:
     """The figures of one step, named, in the order of their importance."""
     return [
         ("reward", f"{row['reward/mean']:.2f} ± {row['reward/std']:.2f}"),
-        ("KL", f"{row['kl/sequence']:.2f} nats ({row['kl/token']:.3f}/token)"),
+        ("KL", f"{plain(row['kl/sequence'])} nats ({round(row['kl/token'], 3) + 0.0:.3f}/token)"),
         ("entropy", f"{row['policy/entropy']:.2f} nats/token"),
         ("distinct-2", f"{row['diversity/distinct_2']:.2f}"),
         ("unique", f"{row['diversity/unique']:.0%}"),
@@ -98,6 +98,11 @@ def facts(row: Mapping[str, Any], left: str) -> list[tuple[str, str]]:
         ("speed", f"{row['time/tokens_per_second']:,.0f} tokens/s"),
         ("left", left),
     ]
+
+
+def plain(value: float) -> str:
+    """A number with two decimals; what rounds to zero has no sign."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def plain_line(row: Mapping[str, Any], total: int, left: str) -> str:

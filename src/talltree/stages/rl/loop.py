@@ -14,7 +14,7 @@ from torch import Tensor
 
 from talltree import checkpoint
 from talltree.config import to_dict
-from talltree.console import Progress, Story
+from talltree.console import Progress, Story, plain
 from talltree.errors import ContractError, RewardError, RunError
 from talltree.interrupt import Interrupts
 from talltree.maths.advantages import MovingBaseline
@@ -338,9 +338,11 @@ def _load_best(config: Config, parts: Parts, state: State, folder: Run, last: in
 
 
 def _words(value: dict[str, float | None], unit: str) -> str:
-    spread = "" if value["low"] is None else f" ({value['low']:.2f} to {value['high']:.2f})"
-    mean = "not finite" if value["mean"] is None else f"{value['mean']:.2f}{unit}"
-    return mean + spread
+    mean, low, high = (
+        None if each is None else plain(each) for each in map(value.get, ("mean", "low", "high"))
+    )
+    spread = "" if low is None else f" ({low} to {high})"
+    return ("not finite" if mean is None else mean + unit) + spread
 
 
 def _step_prompts(config: Config, parts: Parts, step: int) -> list[Prompt]:
