@@ -13,6 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Child processes find the package, too, where it is not installed.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
 
+# Before torch is imported: tests compare bits between processes, and bits depend on the number of threads.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 # Before any hub library is imported: no test may reach the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

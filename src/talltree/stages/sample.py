@@ -96,8 +96,8 @@ def _write(config: Config, path: Path) -> None:
             f"cannot write output {partial}: {error.strerror}; {written} texts are in it"
         ) from error
     finally:
-        if written == 0:
-            partial.unlink(missing_ok=True)
+        if written == 0 and partial.is_file():
+            partial.unlink()
     print(f"{written} texts in {path}")
 
 

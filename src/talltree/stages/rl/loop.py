@@ -104,6 +104,12 @@ def _resume(asked: Config) -> None:
     parts = load_parts(config)
     with Run.resume(str(asked.resume), _say) as folder, Interrupts() as interrupts:
         state = restore(config, parts, folder, _say)
+        then, now = folder.environment["torch_threads"], torch.get_num_threads()
+        if then != now:
+            _say(
+                f"this run was started with {then} threads and goes on with {now}, so its last bits will differ; "
+                f"OMP_NUM_THREADS={then} keeps them"
+            )
         _complete(config, parts, state, folder, interrupts)
 
 
