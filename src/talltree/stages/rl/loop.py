@@ -107,8 +107,8 @@ def _resume(asked: Config) -> None:
         then, now = folder.environment["torch_threads"], torch.get_num_threads()
         if then != now:
             _say(
-                f"this run was started with {then} threads and goes on with {now}: its last bits will differ; "
-                f"OMP_NUM_THREADS={then} keeps them"
+                f"this run was started with {then} threads and goes on with {now}: its last bits will "
+                f"differ; OMP_NUM_THREADS={then} keeps them"
             )
         _complete(config, parts, state, folder, interrupts)
 
