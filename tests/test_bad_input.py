@@ -167,9 +167,10 @@ def unbroken(task):
     return task.run("unbroken", reward=f"{path}:f", steps=5, checkpoint_every=4)
 
 
-def mended_run_is_exact(path, folder, unbroken):
+def mended_run_is_exact(path, folder, unbroken, capsys):
     path.write_text(REWARD)
     assert cli.main(["rl", "--resume", str(folder)]) == 0
+    assert f"reward {path.name} has changed since" in capsys.readouterr().out
     assert toy.rows(folder) == toy.rows(unbroken)
     assert toy.contents(folder / "final") == toy.contents(unbroken / "final")
 
@@ -186,7 +187,7 @@ def test_a_reward_that_fails_in_the_middle_loses_nothing(task, tmp_path, capsys,
         f"; step 2 is saved: mend the reward, then continue with talltree rl --resume {folder}"
     )
     assert (folder / "checkpoints" / "step-2").is_dir()
-    mended_run_is_exact(path, folder, unbroken)
+    mended_run_is_exact(path, folder, unbroken, capsys)
 
 
 def test_spans_that_fail_in_the_middle_lose_nothing(task, tmp_path, capsys, unbroken):
@@ -196,7 +197,7 @@ def test_spans_that_fail_in_the_middle_lose_nothing(task, tmp_path, capsys, unbr
     assert cli.main(["rl", *rl(task, folder, reward=f"{path}:f", steps=5, checkpoint_every=4)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert_says(line, "spans of reward f raised KeyError: 'no such word' (bad.py:", "step 2 is saved")
-    mended_run_is_exact(path, folder, unbroken)
+    mended_run_is_exact(path, folder, unbroken, capsys)
 
 
 @pytest.mark.parametrize(("call", "step"), [(2, 0), (8, 5)])
@@ -207,7 +208,7 @@ def test_a_reward_that_fails_while_measuring_loses_nothing(task, tmp_path, capsy
     assert cli.main(["rl", *rl(task, folder, reward=f"{path}:f", steps=5, checkpoint_every=4)]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert_says(line, "reward f returned NoneType", f"step {step} is saved: mend the reward")
-    mended_run_is_exact(path, folder, unbroken)
+    mended_run_is_exact(path, folder, unbroken, capsys)
 
 
 def test_a_reward_that_is_not_there(task, refused, tmp_path):

@@ -73,6 +73,12 @@ def load(spec: str) -> Reward:
     return WeightedSum(spec.strip(), terms)
 
 
+def files(spec: str) -> list[Path]:
+    """The files of the user's own that a spec names, in its order. Raises RewardError as `load` does."""
+    named = (_FILE.fullmatch(part.text) for part in _parts(spec))
+    return [Path(match["path"]).expanduser() for match in named if match]
+
+
 def _parts(spec: str) -> list[_Part]:
     if not spec.strip():
         raise RewardError(f"the reward is empty; name one of {', '.join(BUILT_IN)}, or FILE.py:FUNCTION")

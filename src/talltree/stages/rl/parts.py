@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+REWARD_FILE = "reward"
+"""In front of a reward file's name among the hashes: unlike prompts it may be mended between resumes."""
+
+
 class Parts(NamedTuple):
     """Everything that a step needs besides the counters of `State`; only policy and optimiser change."""
 
@@ -48,6 +52,9 @@ def load_parts(config: Config) -> Parts:
     device = compute_device(config)
     reward = rewards.load(config.reward)
     prompts, data_sha256 = _prompts(config)
+    data_sha256 |= {
+        f"{REWARD_FILE} {path.name}": checkpoint.file_sha256(path) for path in rewards.files(config.reward)
+    }
     split = split_prompts(prompts, config.held_out, config.seed)
     policy = load_model(config.model_name_or_path)
     tokenizer = load_tokenizer(config.model_name_or_path)

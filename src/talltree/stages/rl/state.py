@@ -18,7 +18,7 @@ from talltree.models.load import load_model
 from talltree.models.policy import trainable
 from talltree.run import SUMMARY, Run
 from talltree.stages.rl.config import Config
-from talltree.stages.rl.parts import Parts
+from talltree.stages.rl.parts import REWARD_FILE, Parts
 from talltree.stops import is_candidate, window_reward
 
 
@@ -128,6 +128,9 @@ def restore(config: Config, parts: Parts, folder: Run, say: Callable[[str], None
         for name, digest in parts.data_sha256.items()
         if folder.environment["data_sha256"].get(name) != digest
     ]
+    for name in [name for name in changed if name.startswith(f"{REWARD_FILE} ")]:
+        say(f"{name} has changed since {folder.folder} was started; what was scored before keeps its rewards")
+        changed.remove(name)
     if changed:
         raise RunError(
             f"prompts {config.prompts} have changed since {folder.folder} was started; bring the old file "
