@@ -65,12 +65,13 @@ RL: Mapping[str, Metric] = {
     ),
     "policy/ratio_mean": Metric(
         "ratio",
-        "mean over completion tokens of exp(logp - old_logp), mean over the step's updates; 1 when on-policy",
+        "mean over tokens of scored completions of"
+        " exp(logp - old_logp), mean over the step's updates; 1 when on-policy",
         "train/val/ratio",
     ),
     "policy/clip_share": Metric(
         "share",
-        "completion tokens whose surrogate is clipped (no gradient) / completion tokens, "
+        "tokens of scored completions whose surrogate is clipped (no gradient) / such tokens, "
         "mean over the step's updates",
         "train/clip_ratio/region_mean",
     ),
