@@ -95,7 +95,7 @@ def test_score_joins_reward_and_kl():
     mask_NT = rollout.completion_mask_NT
     assert scored.reward_N.tolist() == length_reward([], rollout.completions)
     assert scored.scored_N.all()
-    expected = likelihoods(gpt2(seed=1), rollout, 1.0).logp_NT
+    expected = likelihoods(gpt2(seed=1), rollout, 1.0)
     torch.testing.assert_close(scored.ref_logp_NT, expected, atol=1e-5, rtol=0)
     # The return is the reward less half a point per nat of the sequence's KL.
     kl_N = (rollout.logp_NT - expected).sum(1)

@@ -10,7 +10,7 @@ from talltree.models.load import load_model
 from talltree.models.policy import Reference
 from talltree.models.score import likelihood
 from talltree.models.views import decode_view
-from talltree.sampling.caches import LibraryCache, PlainCache
+from talltree.sampling.caches import LibraryCache, WeightCache
 from talltree.sampling.decode import _decode, sample
 from talltree.sampling.draw import draw
 
@@ -174,13 +174,13 @@ def naive_logp(model, prompt, completion, temperature):
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
-@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("name", MODELS)
-def test_sampler_trainer_and_a_naive_loop_agree(name, plain, temperature):
+def test_sampler_trainer_and_a_naive_loop_agree(name, fast, temperature):
     model = MODELS[name]()
     assert decode_view(model) is not None
-    out = run(model, temperature=temperature, plain=plain)
-    trained = likelihood(model, PROMPTS, out.tokens_NT, out.mask_NT, temperature).logp_NT
+    out = run(model, temperature=temperature, fast=fast)
+    trained = likelihood(model, PROMPTS, out.tokens_NT, out.mask_NT, temperature)
     torch.testing.assert_close(out.logp_NT, trained, atol=1e-4, rtol=0)
     for row, prompt in enumerate(PROMPTS):
         mask = out.mask_NT[row]
@@ -193,10 +193,10 @@ def test_sampler_trainer_and_a_naive_loop_agree(name, plain, temperature):
 def test_the_real_story_model(stories260K):
     model = load_model(str(stories260K))
     prompts = [[1, 403, 407, 261], [1], [1, 403], [1]]
-    outs = [run(model, prompts, 24, stop=(1, 2), plain=plain) for plain in (True, False)]
+    outs = [run(model, prompts, 24, stop=(1, 2), fast=fast) for fast in (True, False)]
     assert torch.equal(outs[0].tokens_NT, outs[1].tokens_NT)
     for out in outs:
-        trained = likelihood(model, prompts, out.tokens_NT, out.mask_NT, 1.0).logp_NT
+        trained = likelihood(model, prompts, out.tokens_NT, out.mask_NT, 1.0)
         torch.testing.assert_close(out.logp_NT, trained, atol=1e-4, rtol=0)
 
 
@@ -204,10 +204,10 @@ def test_the_real_story_model(stories260K):
 @pytest.mark.parametrize("name", MODELS)
 def test_both_caches_draw_the_same(name, prompts):
     model = MODELS[name]()
-    plain, library = (run(model, prompts, plain=plain) for plain in (True, False))
-    assert torch.equal(plain.tokens_NT, library.tokens_NT)
-    assert torch.equal(plain.mask_NT, library.mask_NT)
-    torch.testing.assert_close(plain.logp_NT, library.logp_NT, atol=1e-5, rtol=0)
+    own, library = (run(model, prompts, fast=fast) for fast in (True, False))
+    assert torch.equal(own.tokens_NT, library.tokens_NT)
+    assert torch.equal(own.mask_NT, library.mask_NT)
+    torch.testing.assert_close(own.logp_NT, library.logp_NT, atol=1e-5, rtol=0)
 
 
 ROPE = {"factor": 2.0, "rope_theta": 10000.0}
@@ -224,7 +224,7 @@ def test_options_outside_the_view_take_the_librarys_cache(name):
     model = OUTSIDE[name]()
     assert decode_view(model) is None
     out = run(model, length=4)
-    trained = likelihood(model, PROMPTS, out.tokens_NT, out.mask_NT, 1.0).logp_NT
+    trained = likelihood(model, PROMPTS, out.tokens_NT, out.mask_NT, 1.0)
     torch.testing.assert_close(out.logp_NT, trained, atol=1e-4, rtol=0)
 
 
@@ -242,7 +242,7 @@ def test_scaled_rotary_frequencies_are_in_the_view():
     model = llama(rope_parameters=rope)
     assert decode_view(model) is not None
     out = run(model)
-    trained = likelihood(model, PROMPTS, out.tokens_NT, out.mask_NT, 1.0).logp_NT
+    trained = likelihood(model, PROMPTS, out.tokens_NT, out.mask_NT, 1.0)
     torch.testing.assert_close(out.logp_NT, trained, atol=1e-4, rtol=0)
 
 
@@ -260,16 +260,16 @@ def test_rows_at_a_time_do_not_matter(name):
         torch.testing.assert_close(parts.logp_NT, whole.logp_NT, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("name", MODELS)
-def test_order_and_neighbours_do_not_matter(name, plain):
+def test_order_and_neighbours_do_not_matter(name, fast):
     model = MODELS[name]()
     uniforms = torch.rand(len(PROMPTS), 12, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
 
     @torch.no_grad()
     def decoded(rows):
         prompts = [PROMPTS[row] for row in rows]
-        cache = PlainCache(decode_view(model), prompts, 12) if plain else LibraryCache(model, prompts)
+        cache = WeightCache(decode_view(model), prompts, 12) if fast else LibraryCache(model, prompts)
         return _decode(cache, uniforms[rows], (STOP,), 1.0)
 
     whole = decoded([0, 1, 2, 3, 4, 5])
@@ -288,15 +288,15 @@ def test_the_seed_alone_decides():
 # decode: stops, masks, compaction
 
 
-@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("equal", [True, False])
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neo", "llama_tied"])
-def test_many_rows_ending_at_different_times(name, equal, plain):
+def test_many_rows_ending_at_different_times(name, equal, fast):
     """40 rows end at many different steps, so the cache is compacted again and again."""
     model = MODELS[name](vocabulary=9)
     prompts = [[1 + row % 3] + [4] * (0 if equal else row % 5) for row in range(40)]
     stop = (STOP, 2) if equal else (2, 5)  # 0 also fills what is not sampled; it must do no harm
-    out = run(model, prompts, 20, stop=stop, plain=plain)
+    out = run(model, prompts, 20, stop=stop, fast=fast)
     lengths = out.mask_NT.sum(1)
     assert len(set(lengths.tolist())) >= 6
     for row, (tokens, mask) in enumerate(zip(out.tokens_NT.tolist(), out.mask_NT.tolist(), strict=True)):
@@ -308,7 +308,7 @@ def test_many_rows_ending_at_different_times(name, equal, plain):
         assert set(tokens[length:]) <= {0}
         assert (out.logp_NT[row, :length] < 0).all()
     assert out.tokens_NT.shape[1] == int(lengths.max())
-    trained = likelihood(model, prompts, out.tokens_NT, out.mask_NT, 1.0).logp_NT
+    trained = likelihood(model, prompts, out.tokens_NT, out.mask_NT, 1.0)
     torch.testing.assert_close(out.logp_NT, trained, atol=1e-4, rtol=0)
 
 
@@ -350,17 +350,17 @@ def test_the_context_can_be_filled_to_its_last_position():
     for name in MODELS:
         model = MODELS[name]()
         out = run(model, [[4] * 40, [3]], 24, stop=(22,))
-        trained = likelihood(model, [[4] * 40, [3]], out.tokens_NT, out.mask_NT, 1.0).logp_NT
+        trained = likelihood(model, [[4] * 40, [3]], out.tokens_NT, out.mask_NT, 1.0)
         torch.testing.assert_close(out.logp_NT, trained, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
-def test_first_and_second_tokens_have_the_models_distribution(plain, temperature):
+def test_first_and_second_tokens_have_the_models_distribution(fast, temperature):
     """All 5 x 5 pairs of a five-token vocabulary against their exact probabilities."""
     model = gpt_neo(vocabulary=5)
     prompt, count = [2, 1, 3, 4, 1, 2], 4000
-    out = run(model, [prompt] * count, 2, stop=(), temperature=temperature, plain=plain, rows=count)
+    out = run(model, [prompt] * count, 2, stop=(), temperature=temperature, fast=fast, rows=count)
     with torch.no_grad():
         first = (model(torch.tensor([prompt])).logits[0, -1].double() / temperature).softmax(-1)
         texts = torch.tensor([[*prompt, token] for token in range(5)])
@@ -383,9 +383,9 @@ def test_the_view_merges_adapters_and_leaves_them_out_when_disabled(name):
     policy = with_lora(MODELS[name]())
     adapted = run(policy)
     assert (adapted.logp_NT[:, 0] - expected.logp_NT[:, 0]).abs().max() > 0.05
-    trained = likelihood(policy, PROMPTS, adapted.tokens_NT, adapted.mask_NT, 1.0).logp_NT
+    trained = likelihood(policy, PROMPTS, adapted.tokens_NT, adapted.mask_NT, 1.0)
     torch.testing.assert_close(adapted.logp_NT, trained, atol=1e-4, rtol=0)
-    library = run(policy, plain=False)
+    library = run(policy, fast=False)
     assert torch.equal(library.tokens_NT, adapted.tokens_NT)
     with policy.disable_adapter():
         disabled = run(policy)

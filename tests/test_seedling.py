@@ -65,5 +65,5 @@ def test_it_prefers_real_stories_to_shuffled_ones(shared: Path) -> None:
 def _logp(model: torch.nn.Module, ids: list[int]) -> float:
     tokens = torch.tensor([ids[1:]])
     with torch.no_grad():
-        scored = likelihood(model, [ids[:1]], tokens, torch.ones_like(tokens, dtype=torch.bool), 1.0)  # type: ignore[arg-type]
-    return float(scored.logp_NT.sum())
+        logp_NT = likelihood(model, [ids[:1]], tokens, torch.ones_like(tokens, dtype=torch.bool), 1.0)  # type: ignore[arg-type]
+    return float(logp_NT.sum())

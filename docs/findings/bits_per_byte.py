@@ -30,8 +30,8 @@ def main(corpus: str, *names: str) -> None:
             ids = ids if ids[0] == tokenizer.bos_token_id else [tokenizer.bos_token_id, *ids]
             tokens = torch.tensor([ids[1:]])
             with torch.no_grad():
-                scored = likelihood(model, [ids[:1]], tokens, torch.ones_like(tokens, dtype=torch.bool), 1.0)
-            nats -= float(scored.logp_NT.sum())
+                logp_NT = likelihood(model, [ids[:1]], tokens, torch.ones_like(tokens, dtype=torch.bool), 1.0)
+            nats -= float(logp_NT.sum())
             count += tokens.numel()
         parameters = sum(p.numel() for p in model.parameters())
         print(

@@ -52,23 +52,23 @@ def preflight(
     again = likelihoods(policy, rollout, temperature)
     alone = _one_by_one(policy, rollout, temperature)
     with reference.model() as model:
-        ref_logp_NT = likelihoods(model, rollout, temperature).logp_NT
+        ref_logp_NT = likelihoods(model, rollout, temperature)
     mask_NT = rollout.completion_mask_NT
-    ratio_NT = torch.exp(trained.logp_NT - rollout.logp_NT)
+    ratio_NT = torch.exp(trained - rollout.logp_NT)
     kl_N = (rollout.logp_NT - ref_logp_NT).double().sum(1)
 
     def bounded(name: str, value: float, bound: float = tolerance) -> Check:
         return Check(name, f"{value:.2e}", f"at most {bound:.0e}", "ok" if value <= bound else "breach")
 
     return [
-        bounded("log-probs: padded batch against each text alone (nats)", _gap(trained.logp_NT, alone)),
-        bounded("log-probs: sampler against trainer (nats)", _gap(rollout.logp_NT, trained.logp_NT)),
-        bounded("log-probs: policy against reference (nats)", _gap(trained.logp_NT, ref_logp_NT)),
+        bounded("log-probs: padded batch against each text alone (nats)", _gap(trained, alone)),
+        bounded("log-probs: sampler against trainer (nats)", _gap(rollout.logp_NT, trained)),
+        bounded("log-probs: policy against reference (nats)", _gap(trained, ref_logp_NT)),
         bounded("ratio before the first update: distance from 1", _gap(ratio_NT[mask_NT], torch.ones(()))),
         bounded(
             "KL before the first update (nats a token)", float(kl_N.abs().sum() / mask_NT.sum().clamp(min=1))
         ),
-        _dropout_off(policy, _gap(trained.logp_NT, again.logp_NT)),
+        _dropout_off(policy, _gap(trained, again)),
         _stop_reachable(policy, rollout, temperature, stop_ids),
         _truncation(rollout, max_completion_length),
         Check(
@@ -103,7 +103,7 @@ def _one_by_one(policy: PreTrainedModel, rollout: Rollout, temperature: float) -
             length = int(rollout.completion_mask_NT[row].sum())
             tokens = rollout.completion_ids_NT[row : row + 1, :length]
             mask = rollout.completion_mask_NT[row : row + 1, :length]
-            logp_NT[row, :length] = likelihood(policy, [ids], tokens, mask, temperature).logp_NT[0]
+            logp_NT[row, :length] = likelihood(policy, [ids], tokens, mask, temperature)[0]
     return logp_NT
 
 

@@ -65,6 +65,7 @@ def collect(
     stop_ids: tuple[int, ...],
     temperature: float,
     generator: torch.Generator,
+    fast: bool = True,
 ) -> Rollout:
     """One completion for each of the N prompts, equal prompts adjacent, from the policy as it stands.
 
@@ -79,6 +80,7 @@ def collect(
         stop_ids=stop_ids,
         temperature=temperature,
         generator=generator,
+        fast=fast,
     )
     completions = [
         _continuation(tokenizer, ids, tokens[mask].tolist())
@@ -103,6 +105,7 @@ def score(
     temperature: float,
     coef: float,
     kl_in_reward: bool,
+    fast: bool = True,
 ) -> Scored:
     """Rewards and reference log-probs of a rollout, and the token rewards that advantages are made from.
 
@@ -118,7 +121,7 @@ def score(
         raise RewardError(f"the reward scored none of {len(totals)} completions (None for each)")
     reward_N = torch.tensor([total or 0.0 for total in totals], dtype=torch.float64, device=device)
     with reference.model() as model:
-        ref_logp_NT = likelihoods(model, rollout, temperature).logp_NT
+        ref_logp_NT = likelihoods(model, rollout, temperature, fast=fast)
     mask_NT = rollout.completion_mask_NT
     kl_NT = k1(rollout.logp_NT, ref_logp_NT) if kl_in_reward else torch.zeros_like(ref_logp_NT)
     token_reward_NT = token_rewards(reward_N.to(kl_NT.dtype), mask_NT, kl_NT, coef)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from talltree.maths import head
-from talltree.maths.head import head_logprobs
+from talltree.maths.head import head_logprobs, head_loss
 from talltree.maths.logprobs import entropy, token_logprobs
+from talltree.maths.losses import clipped
 
 M, H, V = 70, 5, 11
 
@@ -26,6 +27,14 @@ def inputs(dtype=torch.float64, bias=True):
     return normal(M, H), normal(V, H), normal(V) if bias else None, tokens_M
 
 
+def draws(seed, dtype=torch.float64):
+    return torch.randn(M, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def summed(logp, part):
+    return logp
+
+
 def whole(hidden_MH, weight_VH, bias_V, tokens_M, temperature):
     logits_MV = torch.nn.functional.linear(hidden_MH, weight_VH, bias_V)
     return token_logprobs(logits_MV, tokens_M, temperature), entropy(logits_MV, temperature)
@@ -33,29 +42,65 @@ def whole(hidden_MH, weight_VH, bias_V, tokens_M, temperature):
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 @pytest.mark.parametrize("bias", [True, False])
-def test_values_and_gradients_equal_the_whole_softmax(chunk, bias, temperature):
-    hidden_MH, weight_VH, bias_V, tokens_M = inputs(bias=bias)
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_loss_and_gradients_equal_plain_autograd(chunk, bias, temperature, dtype, close):
+    hidden_MH, weight_VH, bias_V, tokens_M = inputs(dtype, bias)
     leaves = [leaf for leaf in (hidden_MH, weight_VH, bias_V) if leaf is not None]
-    scale_M = torch.randn(M, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    found, found_entropy = head_logprobs(hidden_MH, weight_VH, bias_V, tokens_M, temperature)
-    expected, expected_entropy = whole(hidden_MH, weight_VH, bias_V, tokens_M, temperature)
-    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
-    torch.testing.assert_close(found_entropy, expected_entropy, atol=1e-12, rtol=0)
-    assert not found_entropy.requires_grad
-    gradients = [torch.autograd.grad((scale_M * logp).sum(), leaves) for logp in (found, expected)]
+    expected_logp_M, expected_entropy_M = whole(hidden_MH, weight_VH, bias_V, tokens_M, temperature)
+    # A clipped surrogate off-policy: some tokens are silenced, the slope depends on the log-prob.
+    advantage_M, weights_M = draws(1, dtype), draws(2, dtype).abs() / M
+    old_M = expected_logp_M.detach() + 0.3 * draws(3, dtype)
+    surrogate = clipped(0.2, 0.2)
+
+    def token_loss(logp, part):
+        return weights_M[part] * surrogate(logp, old_M[part], advantage_M[part])
+
+    found = head_loss(hidden_MH, weight_VH, bias_V, tokens_M, temperature, token_loss)
+    expected = (weights_M * surrogate(expected_logp_M, old_M, advantage_M)).sum()
+    torch.testing.assert_close(found.loss, expected, atol=close, rtol=0)
+    torch.testing.assert_close(found.logp_M, expected_logp_M, atol=close, rtol=0)
+    torch.testing.assert_close(found.entropy_M, expected_entropy_M, atol=close, rtol=0)
+    assert not found.logp_M.requires_grad and not found.entropy_M.requires_grad
+    # The upstream factor is part of the gradient: 3 here.
+    gradients = [torch.autograd.grad(3 * loss, leaves) for loss in (found.loss, expected)]
     for left, right in zip(*gradients, strict=True):
-        torch.testing.assert_close(left, right, atol=1e-12, rtol=0)
-    with torch.no_grad():
-        assert torch.equal(head_logprobs(hidden_MH, weight_VH, bias_V, tokens_M, temperature)[0], found)
+        assert right.abs().max() > 1e-3
+        torch.testing.assert_close(left, right, atol=close, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+@pytest.mark.parametrize("bias", [True, False])
+def test_logprobs_without_gradient_equal_the_whole_softmax(chunk, bias, temperature):
+    arguments = *inputs(bias=bias), temperature
+    found_M = head_logprobs(*arguments)
+    assert not found_M.requires_grad
+    torch.testing.assert_close(found_M, whole(*arguments)[0].detach(), atol=1e-12, rtol=0)
 
 
 def test_a_frozen_head_passes_the_gradient_on(chunk):
     hidden_MH, weight_VH, _, tokens_M = inputs(bias=False)
     weight_VH = weight_VH.detach()
-    logp_M, _ = head_logprobs(hidden_MH, weight_VH, None, tokens_M, 1.0)
     expected_M, _ = whole(hidden_MH, weight_VH, None, tokens_M, 1.0)
-    found, expected = (torch.autograd.grad(logp.sum(), hidden_MH)[0] for logp in (logp_M, expected_M))
+    loss = head_loss(hidden_MH, weight_VH, None, tokens_M, 1.0, summed).loss
+    found, expected = (torch.autograd.grad(each, hidden_MH)[0] for each in (loss, expected_M.sum()))
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+def test_frozen_hidden_states_leave_the_gradient_of_the_head(chunk):
+    hidden_MH, weight_VH, bias_V, tokens_M = inputs()
+    hidden_MH = hidden_MH.detach()
+    expected_M, _ = whole(hidden_MH, weight_VH, bias_V, tokens_M, 1.0)
+    loss = head_loss(hidden_MH, weight_VH, bias_V, tokens_M, 1.0, summed).loss
+    gradients = [torch.autograd.grad(each, (weight_VH, bias_V)) for each in (loss, expected_M.sum())]
+    for left, right in zip(*gradients, strict=True):
+        torch.testing.assert_close(left, right, atol=1e-12, rtol=0)
+
+
+def test_a_second_backward_is_refused():
+    loss = head_loss(*inputs(), 1.0, summed).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="once"):
+        loss.backward()
 
 
 def test_a_token_that_cannot_come_adds_nothing(chunk):
@@ -63,29 +108,34 @@ def test_a_token_that_cannot_come_adds_nothing(chunk):
     with torch.no_grad():
         bias_V[3] = -torch.inf
     tokens_M = torch.full((M,), 2)
-    logp_M, entropy_M = head_logprobs(hidden_MH, weight_VH, bias_V, tokens_M, 1.0)
+    found = head_loss(hidden_MH, weight_VH, bias_V, tokens_M, 1.0, summed)
     expected_M, expected_entropy_M = whole(hidden_MH, weight_VH, bias_V, tokens_M, 1.0)
-    torch.testing.assert_close(logp_M, expected_M, atol=1e-12, rtol=0)
-    torch.testing.assert_close(entropy_M, expected_entropy_M, atol=1e-12, rtol=0)
-    (gradient_VH,) = torch.autograd.grad(logp_M.sum(), weight_VH)
+    torch.testing.assert_close(found.logp_M, expected_M, atol=1e-12, rtol=0)
+    torch.testing.assert_close(found.entropy_M, expected_entropy_M, atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        head_logprobs(hidden_MH, weight_VH, bias_V, tokens_M, 1.0), expected_M, atol=1e-12, rtol=0
+    )
+    (gradient_VH,) = torch.autograd.grad(found.loss, weight_VH)
     assert gradient_VH.isfinite().all()
     assert (gradient_VH[3] == 0).all()
 
 
 def test_half_precision_is_widened_before_the_softmax(chunk):
-    hidden_MH, weight_VH, bias_V, tokens_M = inputs(torch.bfloat16)
-    logp_M, entropy_M = head_logprobs(hidden_MH, weight_VH, bias_V, tokens_M, 0.7)
-    expected_M, expected_entropy_M = whole(hidden_MH, weight_VH, bias_V, tokens_M, 0.7)
-    assert logp_M.dtype == entropy_M.dtype == torch.float32
-    torch.testing.assert_close(logp_M, expected_M, atol=1e-5, rtol=0)
+    arguments = *inputs(torch.bfloat16), 0.7
+    _, logp_M, entropy_M = head_loss(*arguments, summed)
+    expected_M, expected_entropy_M = whole(*arguments)
+    for found_M in (logp_M, head_logprobs(*arguments)):
+        assert found_M.dtype == torch.float32
+        torch.testing.assert_close(found_M, expected_M, atol=1e-5, rtol=0)
+    assert entropy_M.dtype == torch.float32
     torch.testing.assert_close(entropy_M, expected_entropy_M, atol=1e-5, rtol=0)
 
 
 def test_autocast_leaves_the_sums_over_the_vocabulary_wide(chunk):
-    hidden_MH, weight_VH, bias_V, tokens_M = inputs(torch.bfloat16)
-    expected = head_logprobs(hidden_MH, weight_VH, bias_V, tokens_M, 0.7)
+    arguments = *inputs(torch.bfloat16), 0.7
+    expected = *head_loss(*arguments, summed), head_logprobs(*arguments)
     with torch.autocast("cpu", torch.bfloat16):
-        found = head_logprobs(hidden_MH, weight_VH, bias_V, tokens_M, 0.7)
+        found = *head_loss(*arguments, summed), head_logprobs(*arguments)
     for left, right in zip(found, expected, strict=True):
         assert left.dtype == torch.float32
         assert torch.equal(left, right)
@@ -98,7 +148,7 @@ def test_the_gradient_of_a_bfloat16_head_is_summed_over_chunks_in_float32(monkey
     gradients = []
     for numbers in (1, 4_000_000):
         monkeypatch.setattr(head, "CHUNK_NUMBERS", numbers)
-        logp_M, _ = head_logprobs(hidden_MH, weight_VH, None, tokens_M, 1.0)
-        gradients.append(torch.autograd.grad(logp_M.sum(), weight_VH)[0].float())
+        loss = head_loss(hidden_MH, weight_VH, None, tokens_M, 1.0, summed).loss
+        gradients.append(torch.autograd.grad(loss, weight_VH)[0].float())
     assert gradients[0].abs().max() > 1
     torch.testing.assert_close(*gradients, rtol=2**-7, atol=1e-4)

@@ -74,7 +74,7 @@ def test_a_tiny_model_earns_more_within_a_bounded_kl(task, options, lora_r, requ
     name = request.node.callspec.id.replace(" ", "-")
     run = task.run(
         f"learn-{name}", **options, lora_r=lora_r, learning_rate=0.03 if lora_r else 0.01, batch_size=32,
-        num_generations=8, steps=25, checkpoint_every=25, eval_samples=128, kl=KL(coef=0.4),
+        num_generations=8, steps=25, checkpoint_every=25, eval_samples=128, kl=KL(coef=0.5),
     )  # fmt: skip
     summary = Run.open(run).summary()
     before, after = summary["before"], summary["after"]

@@ -1,66 +1,87 @@
-"""The vocabulary head with its log-probs, in chunks: logits of a whole batch are never held.
+"""The vocabulary head with its log-probs and its gradient, in chunks: logits of a whole batch are never held.
 
-On small models the head is most of the work, and N x T x V numbers are most of the memory. Each chunk's
-logits are made, reduced to two numbers a token and dropped; the backward pass makes them again, which costs
-one more matrix product and saves several passes over memory that would not fit.
+On small models the head is most of the work, and N x T x V numbers are most of the memory. Here each chunk's
+logits are made once, reduced to two numbers a token, turned into the gradient in place, and dropped. That is
+three products with the weights instead of the four of a head that makes its logits again in the backward
+pass. The loss of a token must therefore be known when its log-prob is: it is passed as a function.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_NUMBERS = 4_000_000
-"""Logits held at a time: 16 MB in float32, which a CPU's cache still helps with."""
+from talltree.maths.products import product
+
+CHUNK_NUMBERS = 8_000_000
+"""Logits held at a time: 32 MB in float32, near a CPU's last cache, and rows enough for the products."""
+
+TokenLoss = Callable[[Tensor, slice], Tensor]
+"""(log-probs of some tokens, which of the M they are) -> the loss of each, to be summed."""
 
 
-def head_logprobs(
-    hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, tokens_M: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Log-prob of each token, and entropy, under softmax((hidden @ weight.T + bias) / temperature).
+class HeadLoss(NamedTuple):
+    """A scalar loss with its gradient, and without gradient each token's logp_M and entropy_M in nats."""
 
-    hidden_MH (M, hidden), weight_VH (V, hidden), bias_V (V,) or None, tokens_M (M,) -> logp (M,) in nats,
-    differentiable in hidden, weight and bias; entropy (M,) in nats, without gradient. Both float32, or
-    float64 where hidden is. Equal to `logprobs.token_logprobs` and `logprobs.entropy` of the whole logits.
+    loss: Tensor
+    logp_M: Tensor
+    entropy_M: Tensor
+
+
+def head_loss(
+    hidden_MH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    tokens_M: Tensor,
+    temperature: float,
+    token_loss: TokenLoss,
+) -> HeadLoss:
+    """Sum of token_loss(log-prob) under softmax((hidden @ weight.T + bias) / temperature).
+
+    hidden_MH (M, hidden), weight_VH (V, hidden), bias_V (V,) or None, tokens_M (M,). The loss is
+    differentiable, once, in hidden, weight and bias; the gradient is made on the way forward. token_loss is
+    called on consecutive stretches of the M tokens and must treat each token on its own: with log-prob l and
+    slope g = d loss / d l, the gradient of the logits is g (one-hot(token) - softmax) / temperature. float32,
+    or float64 where hidden is. Equal to automatic differentiation of the whole logits.
     """
-    if torch.is_grad_enabled():
-        return _HeadLogprobs.apply(hidden_MH, weight_VH, bias_V, tokens_M, temperature)
-    return _reduce(hidden_MH, weight_VH, bias_V, tokens_M, temperature)
-
-
-def _rows(weight_VH: Tensor) -> int:
-    return max(CHUNK_NUMBERS // weight_VH.shape[0], 16)
-
-
-def _log_softmax(hidden: Tensor, weight_VH: Tensor, bias_V: Tensor | None, temperature: float) -> Tensor:
-    logits = F.linear(hidden, weight_VH, bias_V)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    if temperature != 1.0:
-        logits = logits / temperature
-    return torch.log_softmax(logits, -1)
-
-
-def _reduce(
-    hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, tokens_M: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    rows = _rows(weight_VH)
-    logp, entropy = [], []
     # The caller has chosen the types; autocast would narrow the sums over the vocabulary.
     with torch.autocast(hidden_MH.device.type, enabled=False):
-        for hidden, tokens in zip(hidden_MH.split(rows), tokens_M.split(rows), strict=True):
-            all_logp = _log_softmax(hidden, weight_VH, bias_V, temperature)
-            logp.append(all_logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1))
-            # A token of probability 0 contributes nothing: exp(-inf) = 0 times the least finite number.
-            probability = all_logp.exp()
-            least = torch.finfo(all_logp.dtype).min
-            entropy.append(-torch.linalg.vecdot(probability, all_logp.clamp_(min=least)))
-    return torch.cat(logp), torch.cat(entropy)
+        return HeadLoss(*_HeadLoss.apply(hidden_MH, weight_VH, bias_V, tokens_M, temperature, token_loss))
 
 
-class _HeadLogprobs(torch.autograd.Function):
+@torch.no_grad()
+def head_logprobs(
+    hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, tokens_M: Tensor, temperature: float
+) -> Tensor:
+    """Log-prob of each token under softmax((hidden @ weight.T + bias) / temperature), without gradient.
+
+    Shapes as in `head_loss` -> (M,) in nats. Equal to `logprobs.token_logprobs` of the whole logits.
+    """
+    found = []
+    with torch.autocast(hidden_MH.device.type, enabled=False):
+        for part in _parts(len(hidden_MH), weight_VH):
+            logits = _logits(hidden_MH[part], weight_VH, bias_V, temperature)
+            logits.sub_(logits.amax(-1, keepdim=True))
+            drawn = logits.gather(-1, tokens_M[part].unsqueeze(-1))
+            found.append((drawn - logits.exp_().sum(-1, keepdim=True).log()).squeeze(-1))
+    return torch.cat(found)
+
+
+def _parts(count: int, weight_VH: Tensor) -> list[slice]:
+    rows = max(CHUNK_NUMBERS // weight_VH.shape[0], 16)
+    return [slice(start, start + rows) for start in range(0, count, rows)]
+
+
+def _logits(hidden: Tensor, weight_VH: Tensor, bias_V: Tensor | None, temperature: float) -> Tensor:
+    logits = product(hidden, weight_VH, bias_V)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -69,36 +90,53 @@ class _HeadLogprobs(torch.autograd.Function):
         bias_V: Tensor | None,
         tokens_M: Tensor,
         temperature: float,
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(hidden_MH, weight_VH, bias_V, tokens_M)
-        ctx.temperature = temperature
-        logp_M, entropy_M = _reduce(hidden_MH, weight_VH, bias_V, tokens_M, temperature)
-        ctx.mark_non_differentiable(entropy_M)
-        return logp_M, entropy_M
-
-    @staticmethod
-    def backward(ctx: Any, grad_M: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_MH, weight_VH, bias_V, tokens_M = ctx.saved_tensors
-        rows = _rows(weight_VH)
-        grad_hidden = torch.empty_like(hidden_MH)
+        token_loss: TokenLoss,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         # Summed over the chunks in float32 at least: bfloat16 would round small terms away.
         wide = torch.promote_types(weight_VH.dtype, torch.float32)
-        grad_weight = torch.zeros_like(weight_VH, dtype=wide) if ctx.needs_input_grad[1] else None
-        grad_bias = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
-        for start in range(0, len(hidden_MH), rows):
-            part = slice(start, start + rows)
-            hidden, tokens, grad = hidden_MH[part], tokens_M[part], grad_M[part].unsqueeze(-1)
-            # d logp_token / d logits = (one-hot of the token - softmax) / temperature
-            slope = _log_softmax(hidden, weight_VH, bias_V, ctx.temperature).exp_().mul_(-grad)
-            slope.scatter_add_(-1, tokens.unsqueeze(-1), grad.to(slope.dtype))
-            slope = (slope / ctx.temperature if ctx.temperature != 1.0 else slope).to(hidden.dtype)
-            grad_hidden[part] = slope @ weight_VH
-            if grad_weight is not None and slope.dtype == wide:
-                grad_weight.addmm_(slope.T, hidden)
+        grad_hidden = torch.empty_like(hidden_MH) if need_hidden else None
+        grad_weight = torch.zeros_like(weight_VH, dtype=wide) if need_weight else None
+        grad_bias = torch.zeros_like(bias_V, dtype=wide) if bias_V is not None and need_bias else None
+        losses, logp, entropy = [], [], []
+        for part in _parts(len(hidden_MH), weight_VH):
+            hidden, token = hidden_MH[part], tokens_M[part].unsqueeze(-1)
+            logits = _logits(hidden, weight_VH, bias_V, temperature)
+            probability = torch.softmax(logits, -1)
+            peak, most = logits.amax(-1, keepdim=True), probability.amax(-1, keepdim=True)
+            # In place: a token of probability 0 contributes 0 times the least finite number.
+            all_logp = logits.sub_(peak - most.log()).clamp_(min=torch.finfo(logits.dtype).min)
+            logp.append(all_logp.gather(-1, token).squeeze(-1))
+            entropy.append(-all_logp.mul_(probability).sum(-1))
+            with torch.enable_grad():
+                leaf = logp[-1].detach().requires_grad_()
+                loss = token_loss(leaf, part).sum()
+            losses.append(loss.detach())
+            (slope,) = torch.autograd.grad(loss, leaf)
+            slope = slope.unsqueeze(-1) / temperature
+            steep = probability.mul_(-slope).scatter_add_(-1, token, slope).to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.mm(steep, weight_VH, out=grad_hidden[part])
+            if grad_weight is not None and steep.dtype == wide:
+                grad_weight.addmm_(steep.T, hidden)
             elif grad_weight is not None:
-                grad_weight += slope.T @ hidden
+                grad_weight += steep.T @ hidden
             if grad_bias is not None:
-                grad_bias += slope.sum(0)
-        if grad_weight is not None:
-            grad_weight = grad_weight.to(weight_VH.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None
+                grad_bias += steep.sum(0)
+        ctx.gradients = (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight_VH.dtype),
+            None if grad_bias is None or bias_V is None else grad_bias.to(bias_V.dtype),
+        )
+        outputs = torch.stack(losses).sum(), torch.cat(logp), torch.cat(entropy)
+        ctx.mark_non_differentiable(*outputs[1:])
+        return outputs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("head_loss can be differentiated once; call it again for another backward")
+        # In place: another copy of the head's gradient would be the largest thing in memory.
+        return *(None if each is None else each.mul_(upstream) for each in gradients), None, None, None

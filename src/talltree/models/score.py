@@ -1,14 +1,23 @@
-"""Log-probs of given completions under a model: the trainer's and the reference's side of the contract."""
+"""Log-probs of given completions under a model: the trainer's and the reference's side of the contract.
+
+Prompt and completion are joined and padded on the right, so that position ids count from 0 and no real token
+attends to padding: neither a mask nor position ids are needed, in any architecture.
+
+There are two paths through the vocabulary head. The plain one makes all logits and leaves the gradient to
+autograd. The fast one, for the families whose head is known, runs the head on completion tokens alone, in
+chunks (`maths.head`). They agree within float32's rounding, and `fast=False` takes the plain one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from talltree.maths.head import head_logprobs
+from talltree.maths.head import TokenLoss, head_logprobs, head_loss
 from talltree.maths.logprobs import entropy, token_logprobs
 from talltree.models.views import base_model
 from talltree.types import Rollout
@@ -16,44 +25,137 @@ from talltree.types import Rollout
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+TOKENS_AT_A_TIME = {"cpu": 2048, "cuda": 65536}
+"""Tokens, padding included, in one pass through a model: enough for its products, and few enough for a CPU's
+caches and for memory. Fixed by the device, so that the same run has the same bits on a busy machine."""
 
-class Likelihood(NamedTuple):
-    """logp_NT of the tokens and entropy_NT (no gradient) of the distributions: nats, 0 outside the mask."""
 
+class Loss(NamedTuple):
+    """A differentiable loss, and without gradient logp_NT of the tokens and entropy_NT in nats.
+
+    Both are 0 outside the mask.
+    """
+
+    loss: Tensor
     logp_NT: Tensor
     entropy_NT: Tensor
 
 
+class _Layout(NamedTuple):
+    """Prompts and completions joined in tokens_NS, and where in it each of the M completion tokens is.
+
+    row_M, step_M: the token's place in the completions (N, T), row by row; place_M: its column in tokens_NS.
+    """
+
+    tokens_NS: Tensor
+    row_M: Tensor
+    step_M: Tensor
+    place_M: Tensor
+    target_M: Tensor
+
+
 def likelihood(
     model: PreTrainedModel,
-    prompt_ids: list[list[int]],
+    prompt_ids: Sequence[Sequence[int]],
     completion_ids_NT: Tensor,
     completion_mask_NT: Tensor,
     temperature: float,
-) -> Likelihood:
-    """Log pi(completion | prompt) per token under softmax(logits / temperature); differentiable.
+) -> Tensor:
+    """Log pi(completion | prompt) per token under softmax(logits / temperature), by plain autograd.
 
-    Prompt and completion are joined and padded on the right, so that position ids count from 0 and no real
-    token attends to padding: neither a mask nor position ids are needed, in any architecture. The vocabulary
-    head runs on completion tokens alone. float32, or float64 where the model is.
+    -> logp_NT in nats, 0 outside the mask; float32, or float64 where the model is.
     """
-    device = completion_ids_NT.device
-    N, T = completion_ids_NT.shape
-    prompt_N = torch.tensor([len(ids) for ids in prompt_ids], device=device)
-    length_N = prompt_N + completion_mask_NT.sum(1)
-    tokens_NS = torch.zeros(N, int(length_N.max()), dtype=torch.long, device=device)
-    for row, ids in enumerate(prompt_ids):
-        tokens_NS[row, : len(ids)] = torch.tensor(ids, device=device)
-    row_M, step_M = completion_mask_NT.nonzero(as_tuple=True)
-    place_M = prompt_N[row_M] + step_M
-    target_M = completion_ids_NT[row_M, step_M]
-    tokens_NS[row_M, place_M] = target_M
+    layout = _lay_out(prompt_ids, completion_ids_NT, completion_mask_NT)
+    logp_M = token_logprobs(_logits(model, layout), layout.target_M, temperature)
+    return _scatter(logp_M, layout, completion_mask_NT)
 
-    logp_M, entropy_M = _at(model, tokens_NS, row_M, place_M - 1, target_M, temperature)
-    zeros_NT = logp_M.new_zeros(N, T)
-    return Likelihood(
-        zeros_NT.index_put((row_M, step_M), logp_M), zeros_NT.index_put((row_M, step_M), entropy_M)
-    )
+
+def likelihoods(
+    model: PreTrainedModel, rollout: Rollout, temperature: float, rows: int | None = None, fast: bool = True
+) -> Tensor:
+    """`likelihood` of a whole rollout without gradient, texts of similar length together.
+
+    rows: texts at a time; None: as many as TOKENS_AT_A_TIME holds.
+    """
+    prompts, ids_NT, mask_NT = rollout.prompt_ids, rollout.completion_ids_NT, rollout.completion_mask_NT
+    logp_NT = torch.zeros(mask_NT.shape, device=mask_NT.device)
+    with torch.no_grad():
+        for part in by_length(prompts, mask_NT, rows):
+            width = int(mask_NT[part].sum(1).max())
+            ids, mask = ids_NT[part, :width], mask_NT[part, :width]
+            some = [prompts[row] for row in part.tolist()]
+            head = _head(model) if fast else None
+            if head is None:
+                found = likelihood(model, some, ids, mask, temperature)
+            else:
+                layout = _lay_out(some, ids, mask)
+                hidden_MH, weight_VH, bias_V = _hidden(model, layout, head)
+                logp_M = head_logprobs(hidden_MH, weight_VH, bias_V, layout.target_M, temperature)
+                found = _scatter(logp_M, layout, mask)
+            logp_NT = logp_NT.to(found.dtype)
+            logp_NT[part, :width] = found
+    return logp_NT
+
+
+def completion_loss(
+    model: PreTrainedModel,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids_NT: Tensor,
+    completion_mask_NT: Tensor,
+    temperature: float,
+    token_loss: TokenLoss,
+    *,
+    fast: bool = True,
+) -> Loss:
+    """Sum over the completion tokens of token_loss(log-prob), whose gradient follows in one backward pass.
+
+    token_loss(logp, part) is given the log-probs of a stretch `part` of the M = mask.sum() tokens, taken row
+    by row, and returns the loss of each; it must treat each token on its own.
+    """
+    layout = _lay_out(prompt_ids, completion_ids_NT, completion_mask_NT)
+    head = _head(model) if fast else None
+    if head is None:
+        logits_MV = _logits(model, layout)
+        logp_M = token_logprobs(logits_MV, layout.target_M, temperature)
+        loss = token_loss(logp_M, slice(None)).sum()
+        with torch.no_grad():
+            entropy_M = entropy(logits_MV, temperature)
+    else:
+        hidden_MH, weight_VH, bias_V = _hidden(model, layout, head)
+        loss, logp_M, entropy_M = head_loss(
+            hidden_MH, weight_VH, bias_V, layout.target_M, temperature, token_loss
+        )
+    logp_NT = _scatter(logp_M.detach(), layout, completion_mask_NT)
+    return Loss(loss, logp_NT, _scatter(entropy_M, layout, completion_mask_NT))
+
+
+def by_length(
+    prompt_ids: Sequence[Sequence[int]], completion_mask_NT: Tensor, rows: int | None = None
+) -> Iterator[Tensor]:
+    """The N texts from short to long in parts, each a tensor of row numbers, so that padding is short.
+
+    rows: texts in a part; None: as many as TOKENS_AT_A_TIME holds at the part's longest, at least one.
+    """
+    device = completion_mask_NT.device
+    prompt_N = torch.tensor([len(ids) for ids in prompt_ids])
+    length_N = prompt_N + completion_mask_NT.sum(1).cpu()
+    order = torch.argsort(length_N, stable=True)
+    start = 0
+    while start < len(order):
+        stop = start + (rows or 1)
+        if rows is None:
+            # Sorted, so a part's longest text is its last one.
+            while stop < len(order) and (stop + 1 - start) * int(length_N[order[stop]]) <= tokens_at_a_time(
+                device
+            ):
+                stop += 1
+        yield order[start:stop].to(device)
+        start = stop
+
+
+def tokens_at_a_time(device: torch.device) -> int:
+    """TOKENS_AT_A_TIME of a device; a kind that is not listed counts as a CPU."""
+    return TOKENS_AT_A_TIME.get(device.type, TOKENS_AT_A_TIME["cpu"])
 
 
 def precision(device: torch.device, bfloat16: bool) -> AbstractContextManager[object]:
@@ -61,46 +163,50 @@ def precision(device: torch.device, bfloat16: bool) -> AbstractContextManager[ob
     return torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
 
 
-@torch.no_grad()
-def likelihoods(model: PreTrainedModel, rollout: Rollout, temperature: float, rows: int = 16) -> Likelihood:
-    """`likelihood` of a whole rollout without gradient, `rows` at a time to bound the logits in memory."""
-    parts = [
-        likelihood(
-            model,
-            rollout.prompt_ids[start : start + rows],
-            rollout.completion_ids_NT[start : start + rows],
-            rollout.completion_mask_NT[start : start + rows],
-            temperature,
-        )
-        for start in range(0, len(rollout.prompt_ids), rows)
-    ]
-    logp, spread = zip(*parts, strict=True)
-    return Likelihood(torch.cat(logp), torch.cat(spread))
+def _lay_out(
+    prompt_ids: Sequence[Sequence[int]], completion_ids_NT: Tensor, completion_mask_NT: Tensor
+) -> _Layout:
+    device = completion_ids_NT.device
+    prompt_N = torch.tensor([len(ids) for ids in prompt_ids], device=device)
+    length_N = prompt_N + completion_mask_NT.sum(1)
+    tokens_NS = torch.zeros(len(prompt_ids), int(length_N.max()), dtype=torch.long)
+    for row, ids in enumerate(prompt_ids):
+        tokens_NS[row, : len(ids)] = torch.tensor(ids)
+    tokens_NS = tokens_NS.to(device)
+    row_M, step_M = completion_mask_NT.nonzero(as_tuple=True)
+    place_M = prompt_N[row_M] + step_M
+    target_M = completion_ids_NT[row_M, step_M]
+    tokens_NS[row_M, place_M] = target_M
+    return _Layout(tokens_NS, row_M, step_M, place_M, target_M)
 
 
-def _at(
-    model: PreTrainedModel,
-    tokens_NS: Tensor,
-    row_M: Tensor,
-    place_M: Tensor,
-    target_M: Tensor,
-    temperature: float,
-) -> tuple[Tensor, Tensor]:
-    """Log-prob of the target and entropy at the given rows and places; the head sees no others if it can."""
+def _scatter(value_M: Tensor, layout: _Layout, mask_NT: Tensor) -> Tensor:
+    return value_M.new_zeros(mask_NT.shape).index_put((layout.row_M, layout.step_M), value_M)
+
+
+def _logits(model: PreTrainedModel, layout: _Layout) -> Tensor:
+    """The logits (M, V) that predict the completion tokens, from the model's own forward pass."""
+    return model(input_ids=layout.tokens_NS, use_cache=False).logits[layout.row_M, layout.place_M - 1]
+
+
+def _head(model: PreTrainedModel) -> nn.Linear | None:
+    """The vocabulary head, where it is known that logits = head(last hidden state) and nothing else."""
     base = base_model(model)
-    if type(base).__name__ in {"GPT2LMHeadModel", "GPTNeoForCausalLM", "LlamaForCausalLM"}:
-        hidden_NSH = base.base_model(input_ids=tokens_NS, use_cache=False).last_hidden_state
-        hidden_MH = hidden_NSH[row_M, place_M]
-        if type(base.lm_head) is nn.Linear:
-            # Autocast does not reach the backward pass of a function of our own, so the types are set here.
-            kind = hidden_MH.device.type
-            if torch.is_autocast_enabled(kind):
-                hidden_MH = hidden_MH.to(torch.get_autocast_dtype(kind))
-            weight_VH, bias_V = base.lm_head.weight.to(hidden_MH.dtype), base.lm_head.bias
-            return head_logprobs(hidden_MH, weight_VH, bias_V, target_M, temperature)
-        logits_MV = base.lm_head(hidden_MH)
-    else:
-        logits_MV = model(input_ids=tokens_NS, use_cache=False).logits[row_M, place_M]
-    with torch.no_grad():
-        entropy_M = entropy(logits_MV, temperature)
-    return token_logprobs(logits_MV, target_M, temperature), entropy_M
+    known = type(base).__name__ in {"GPT2LMHeadModel", "GPTNeoForCausalLM", "LlamaForCausalLM"}
+    return base.lm_head if known and type(base.lm_head) is nn.Linear else None
+
+
+def _hidden(model: PreTrainedModel, layout: _Layout, head: nn.Linear) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Hidden states (M, hidden) that predict the completion tokens, and the head's weights in their type."""
+    hidden_NSH = base_model(model).base_model(input_ids=layout.tokens_NS, use_cache=False).last_hidden_state
+    hidden_MH = hidden_NSH[layout.row_M, layout.place_M - 1]
+    # Autocast does not reach a gradient of our own, so the types are set here.
+    kind = hidden_MH.device.type
+    if torch.is_autocast_enabled(kind):
+        hidden_MH = hidden_MH.to(torch.get_autocast_dtype(kind))
+    bias_V = head.bias
+    return (
+        hidden_MH,
+        head.weight.to(hidden_MH.dtype),
+        None if bias_V is None else bias_V.to(hidden_MH.dtype),
+    )

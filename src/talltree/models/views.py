@@ -13,15 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from talltree.maths.products import Product, packed
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-class Affine(NamedTuple):
-    """y = x @ weight.T + bias; weight (out, in), bias (out,) or None."""
-
-    weight: Tensor
-    bias: Tensor | None
 
 
 class Norm(NamedTuple):
@@ -33,26 +28,26 @@ class Norm(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """The weights of one block, and how far back its attention sees."""
+    """The norms and products of one block, and how far back its attention sees."""
 
     attention_norm: Norm
-    qkv: Affine
-    attention_out: Affine
+    qkv: Product
+    attention_out: Product
     mlp_norm: Norm
-    mlp_in: Affine  # gate and up stacked where the feed-forward is gated
-    mlp_out: Affine
+    mlp_in: Product  # gate and up stacked where the feed-forward is gated
+    mlp_out: Product
     window: int | None  # positions that a query sees, itself included; None: all
 
 
 class DecodeView(NamedTuple):
-    """What a decode loop needs: the weights of every layer and the few choices that tell families apart."""
+    """What a decode loop needs: the layers in order and the few choices that tell families apart."""
 
     embedding: Tensor  # (V, hidden)
     positions: Tensor | None  # learned (context, hidden)
     rotary: nn.Module | None  # the model's own module: handles every scaling of its family
     layers: list[Layer]
     final_norm: Norm
-    head: Affine
+    head: Product
     heads: int
     kv_heads: int
     head_dim: int
@@ -68,8 +63,7 @@ def base_model(model: Any) -> Any:
 def decode_view(model: PreTrainedModel) -> DecodeView | None:
     """The view of a model's current weights, or None where the architecture or an option is not covered.
 
-    Without adapters the view shares storage with the model, except for stacked projections, which are copies:
-    take a new view after every update.
+    Most weights are copies, reordered for products with few rows: take a new view after every update.
     """
     base: Any = base_model(model)
     match type(base).__name__:
@@ -91,11 +85,11 @@ def _gpt2(model: Any) -> DecodeView | None:
     layers = [
         Layer(
             _norm(block.ln_1),
-            _affine(block.attn.c_attn),
-            _affine(block.attn.c_proj),
+            _product(block.attn.c_attn),
+            _product(block.attn.c_proj),
             _norm(block.ln_2),
-            _affine(block.mlp.c_fc),
-            _affine(block.mlp.c_proj),
+            _product(block.mlp.c_fc),
+            _product(block.mlp.c_proj),
             None,
         )
         for block in body.h
@@ -113,11 +107,11 @@ def _gpt_neo(model: Any) -> DecodeView | None:
         layers.append(
             Layer(
                 _norm(block.ln_1),
-                _stack(attention.q_proj, attention.k_proj, attention.v_proj),
-                _affine(attention.out_proj),
+                _product(attention.q_proj, attention.k_proj, attention.v_proj),
+                _product(attention.out_proj),
                 _norm(block.ln_2),
-                _affine(block.mlp.c_fc),
-                _affine(block.mlp.c_proj),
+                _product(block.mlp.c_fc),
+                _product(block.mlp.c_proj),
                 config.window_size if kind == "local" else None,
             )
         )
@@ -134,7 +128,7 @@ def _learned_positions(model: Any, body: Any, layers: list[Layer], heads: int, s
         rotary=None,
         layers=layers,
         final_norm=_norm(body.ln_f),
-        head=_affine(model.lm_head),
+        head=_product(model.lm_head),
         heads=heads,
         kv_heads=heads,
         head_dim=head_dim,
@@ -153,11 +147,11 @@ def _llama(model: Any) -> DecodeView | None:
     layers = [
         Layer(
             _norm(block.input_layernorm),
-            _stack(block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj),
-            _affine(block.self_attn.o_proj),
+            _product(block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj),
+            _product(block.self_attn.o_proj),
             _norm(block.post_attention_layernorm),
-            _stack(block.mlp.gate_proj, block.mlp.up_proj),
-            _affine(block.mlp.down_proj),
+            _product(block.mlp.gate_proj, block.mlp.up_proj),
+            _product(block.mlp.down_proj),
             None,
         )
         for block in body.layers
@@ -168,7 +162,7 @@ def _llama(model: Any) -> DecodeView | None:
         rotary=body.rotary_emb,
         layers=layers,
         final_norm=_norm(body.norm),
-        head=_affine(model.lm_head),
+        head=_product(model.lm_head),
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         head_dim=head_dim,
@@ -183,7 +177,17 @@ def _norm(module: Any) -> Norm:
     return Norm(module.weight.detach(), None, module.variance_epsilon)
 
 
-def _affine(module: Any) -> Affine:
+def _product(*modules: Any) -> Product:
+    """The product with a module's weight, or with those of several stacked."""
+    parts = [_weight_and_bias(module) for module in modules]
+    biases = [bias for _, bias in parts if bias is not None]
+    if len(parts) == 1:
+        return packed(*parts[0])
+    return packed(torch.cat([weight for weight, _ in parts]), torch.cat(biases) if biases else None)
+
+
+def _weight_and_bias(module: Any) -> tuple[Tensor, Tensor | None]:
+    """Its weight (out, in) and bias (out,) or None, with LoRA adapters merged."""
     linear = module.base_layer if hasattr(module, "base_layer") else module
     weight = linear.weight.detach()
     for adapter in getattr(module, "active_adapters", []):
@@ -192,11 +196,4 @@ def _affine(module: Any) -> Affine:
             weight = weight + module.get_delta_weight(adapter).detach()
     if type(linear).__name__ == "Conv1D":
         weight = weight.T
-    return Affine(weight, None if linear.bias is None else linear.bias.detach())
-
-
-def _stack(*modules: Any) -> Affine:
-    parts = [_affine(module) for module in modules]
-    weight = torch.cat([part.weight for part in parts])
-    biases = [part.bias for part in parts if part.bias is not None]
-    return Affine(weight, torch.cat(biases) if biases else None)
+    return weight, None if linear.bias is None else linear.bias.detach()

@@ -1,8 +1,9 @@
 """The decode loop: the prompts once, then one token a step for all rollouts, written for small models.
 
 Small models are bound by call overhead and by skinny matrix products, not by arithmetic. So the loop works on
-plain weights (`models.views`), a prompt shared by several rollouts is read once, the cache is allocated once,
-rollouts that have ended are compacted away, and the vocabulary head is prepacked for few rows on a CPU.
+the weights themselves (`models.views`), reordered once for products with few rows; a prompt that several
+rollouts share is read once; the cache is allocated once; rollouts that have ended are compacted away; and a
+token is drawn by inverse CDF from one softmax. `fast=False` takes the library's cache and modules instead.
 Every rollout has its own row of uniforms, so what it draws does not depend on its neighbours in the batch.
 """
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from talltree.models.views import decode_view
-from talltree.sampling.caches import LibraryCache, PlainCache
+from talltree.sampling.caches import LibraryCache, WeightCache
 from talltree.sampling.draw import draw
 
 if TYPE_CHECKING:
@@ -43,22 +44,22 @@ def sample(
     temperature: float,
     generator: torch.Generator,
     rows: int = 256,
-    plain: bool = True,
+    fast: bool = True,
 ) -> Sampled:
     """One completion per prompt from softmax(logits / temperature), `rows` of them at a time.
 
     prompt_ids: N lists of at least one token each; put equal prompts next to each other, they are then read
     once. The generator gives one float64 uniform per rollout and position up front, so neither `rows` nor
-    early stopping changes what is drawn. plain=False takes the library's cache for every architecture.
+    early stopping changes what is drawn. fast=False takes the library's cache for every architecture.
     """
     uniforms_NT = torch.rand(
         len(prompt_ids), max_completion_length, dtype=torch.float64, generator=generator
     ).to(model.device)
-    view = decode_view(model) if plain else None
+    view = decode_view(model) if fast else None
     parts = []
     for start in range(0, len(prompt_ids), rows):
         some = prompt_ids[start : start + rows]
-        cache = LibraryCache(model, some) if view is None else PlainCache(view, some, max_completion_length)
+        cache = LibraryCache(model, some) if view is None else WeightCache(view, some, max_completion_length)
         parts.append(_decode(cache, uniforms_NT[start : start + rows], stop_ids, temperature))
     tokens, mask, logp, ended = (torch.cat(part) for part in zip(*parts, strict=True))
     longest = int(mask.any(0).sum())
@@ -66,7 +67,7 @@ def sample(
 
 
 def _decode(
-    cache: PlainCache | LibraryCache, uniforms_NT: Tensor, stop_ids: tuple[int, ...], temperature: float
+    cache: WeightCache | LibraryCache, uniforms_NT: Tensor, stop_ids: tuple[int, ...], temperature: float
 ) -> Sampled:
     N, T = uniforms_NT.shape
     device = uniforms_NT.device

@@ -1,4 +1,4 @@
-"""Drawing one token a row by inverse CDF, and its log-prob, from one pass of exponentials."""
+"""Drawing one token a row by inverse CDF, and its log-prob, from one softmax."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ def draw(logits_NV: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
     N, V = logits_NV.shape
     if logits_NV.dtype != torch.float64:
         logits_NV = logits_NV.float()
-    peak_N1 = logits_NV.amax(-1, keepdim=True)
-    mass_NV = (logits_NV - peak_N1).exp_()
+    mass_NV = torch.softmax(logits_NV, -1)
     whole = V // BLOCK * BLOCK
     sums = [mass_NV[:, :whole].view(N, -1, BLOCK).sum(-1)]
     if whole < V:
@@ -36,7 +35,8 @@ def draw(logits_NV: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
     inside_NK = mass_NV.gather(1, index_NK.clamp(max=V - 1)).double().masked_fill_(index_NK >= V, 0.0)
     offset_N1 = _search(inside_NK.cumsum(-1), target_N1 - before_N1)
     token_N1 = block_N1 * BLOCK + offset_N1
-    logp_N1 = (logits_NV.gather(1, token_N1) - peak_N1).double() - total_N1.log()
+    # The softmax sums to 1 within its own rounding; dividing by the sum that was drawn from removes that.
+    logp_N1 = (mass_NV.gather(1, token_N1).double() / total_N1).log()
     return token_N1.squeeze(1), logp_N1.squeeze(1).float()
 
 

@@ -116,8 +116,11 @@ class Config:
     steps: int = option(100, "steps to make", unit="steps", low=1)
     num_iterations: int = option(1, "passes over each step's completions", unit="passes", low=1)
     num_mini_batches: int = option(1, "optimiser updates a pass is split into", unit="updates", low=1)
-    gradient_accumulation_steps: int = option(
-        1, "parts that an update is computed in: less memory, the same loss", unit="parts", low=1
+    gradient_accumulation_steps: int | None = option(
+        None,
+        "parts that an update is computed in: less memory, the same loss; null: as the device likes",
+        unit="parts",
+        low=1,
     )
     max_completion_length: int = option(96, "longest completion", unit="tokens", low=1)
     temperature: float = option(1.0, "logits are divided by this in sampling and in training", above=0)
@@ -132,6 +135,10 @@ class Config:
     lora_r: int | None = option(None, "rank of LoRA adapters; null: train all weights", low=1)
     lora_alpha: float | None = option(None, "scale of the adapters; null: 2 * lora_r", above=0)
     dtype: Literal["float32", "bfloat16"] = option("float32", "precision of forward and backward passes")
+    fast: bool = option(
+        True,
+        "false: the library's cache, whole logits and autograd throughout; slower, to compare with",
+    )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute; auto: cuda where there is one")
     seed: int = option(0, "seed of sampling, order and adapters", low=0)
     eval_samples: int = option(256, "fresh completions measured before and after", unit="completions", low=2)
@@ -157,7 +164,7 @@ class Config:
                 f"try {' or '.join(map(str, near))}"
             )
         rows = self.batch_size // self.num_mini_batches
-        if self.gradient_accumulation_steps > rows:
+        if self.gradient_accumulation_steps is not None and self.gradient_accumulation_steps > rows:
             raise ConfigError(
                 f"gradient_accumulation_steps {self.gradient_accumulation_steps} is more than the {rows} "
                 f"completions of an update; use {rows} or less"

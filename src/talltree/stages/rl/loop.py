@@ -251,6 +251,7 @@ def _update(config: Config, parts: Parts, state: State, batch: Batch) -> Figures
         config.clip,
         config.max_grad_norm,
         config.dtype == "bfloat16",
+        config.fast,
     )
     figures = update(parts.policy, parts.optimizer, objective, passes, next_learning_rate, state.generator)
     batch.clock.append(time.monotonic())

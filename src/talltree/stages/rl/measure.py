@@ -101,6 +101,7 @@ def collect_rollout(
         stop_ids=parts.stop_ids,
         temperature=config.temperature,
         generator=generator,
+        fast=config.fast,
     )
 
 
@@ -118,6 +119,7 @@ def score_rollout(config: Config, parts: Parts, rollout: Rollout, coef: float) -
             temperature=config.temperature,
             coef=coef,
             kl_in_reward=kl_in_reward,
+            fast=config.fast,
         )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from talltree.algorithms import Algorithm
 from talltree.errors import ContractError
+from talltree.maths.head import TokenLoss
 from talltree.maths.losses import clip_share
 from talltree.maths.weights import masked_mean
 from talltree.models.optim import set_learning_rate
-from talltree.models.score import likelihood, likelihoods, precision
-from talltree.types import Scored
+from talltree.models.score import by_length, completion_loss, likelihoods, precision
+from talltree.types import Rollout, Scored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,14 +31,18 @@ class BrokenStep(NonFinite):
 
 
 class Passes(NamedTuple):
-    """How a step's completions are gone over; `clip` holds the bounds of a clipped surrogate."""
+    """How a step's completions are gone over; `clip` holds the bounds of a clipped surrogate.
+
+    parts: how many an update is computed in; None: as few as `models.score.by_length` makes.
+    """
 
     iterations: int
     mini_batches: int
-    parts: int
+    parts: int | None
     clip: tuple[float, float] | None
     max_grad_norm: float | None
     bfloat16: bool
+    fast: bool
 
 
 class Figures(NamedTuple):
@@ -88,7 +94,7 @@ def update(
     old_logp_NT = rollout.logp_NT
     if passes.bfloat16:
         with precision(device, passes.bfloat16):
-            old_logp_NT = likelihoods(policy, rollout, objective.temperature).logp_NT
+            old_logp_NT = likelihoods(policy, rollout, objective.temperature, fast=passes.fast)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     done: list[_Sums] = []
     norms: list[float] = []
@@ -124,39 +130,65 @@ def _backward(
     policy: PreTrainedModel, objective: Objective, passes: Passes, old_logp_NT: Tensor, rows: Tensor
 ) -> _Sums:
     """Accumulates the gradient of one update over its parts. Raises NonFinite for its loss."""
-    algorithm, scored, advantage_NT, temperature, kl_coef, kl_loss = objective
+    scored, advantage_NT = objective.scored, objective.advantage_NT
     rollout = scored.rollout
     drawn_NT = rollout.completion_mask_NT
     mask_NT = drawn_NT & scored.scored_N.unsqueeze(1)
-    weights_NT = algorithm.weights(mask_NT[rows])
+    weights_NT = torch.zeros_like(rollout.logp_NT)
+    weights_NT[rows] = objective.algorithm.weights(mask_NT[rows])
     tokens = mask_NT[rows].sum().clamp(min=1)
     loss_sum = ratio_sum = clipped_sum = 0.0
     entropies = []
-    for index in torch.arange(len(rows), device=rows.device).tensor_split(passes.parts):
-        part = rows[index]
+    for part in _parts(rollout, rows, passes.parts):
         width = int(drawn_NT[part].sum(1).max())
         mask, drawn = mask_NT[part, :width], drawn_NT[part, :width]
-        prompt_ids = [rollout.prompt_ids[i] for i in part.tolist()]
+        old, advantage, ref, weights = (
+            each[part, :width] for each in (old_logp_NT, advantage_NT, scored.ref_logp_NT, weights_NT)
+        )
+        token_loss = _token_loss(objective, *(each[drawn] for each in (old, advantage, ref, weights)))
         with precision(rows.device, passes.bfloat16):
-            current = likelihood(
-                policy, prompt_ids, rollout.completion_ids_NT[part, :width], drawn, temperature
+            current = completion_loss(
+                policy,
+                [rollout.prompt_ids[i] for i in part.tolist()],
+                rollout.completion_ids_NT[part, :width],
+                drawn,
+                objective.temperature,
+                token_loss,
+                fast=passes.fast,
             )
-        old, advantage = old_logp_NT[part, :width], advantage_NT[part, :width]
-        token_loss = algorithm.surrogate(current.logp_NT, old, advantage)
-        if algorithm.kl_in == "loss":
-            token_loss = token_loss + kl_coef * kl_loss(current.logp_NT, scored.ref_logp_NT[part, :width])
-        loss = (weights_NT[index, :width] * token_loss).sum()
-        if not torch.isfinite(loss):
-            raise NonFinite(f"non-finite loss ({loss.item()})")
-        loss.backward()
-        loss_sum += loss.item()
-        with torch.no_grad():
-            share = float(mask.sum() / tokens)
-            ratio_sum += share * float(masked_mean(torch.exp(current.logp_NT - old), mask))
-            if passes.clip is not None:
-                clipped_sum += share * float(clip_share(current.logp_NT, old, advantage, mask, *passes.clip))
+        if not torch.isfinite(current.loss):
+            raise NonFinite(f"non-finite loss ({current.loss.item()})")
+        current.loss.backward()
+        loss_sum += current.loss.item()
+        share = float(mask.sum() / tokens)
+        ratio_sum += share * float(masked_mean(torch.exp(current.logp_NT - old), mask))
+        if passes.clip is not None:
+            clipped_sum += share * float(clip_share(current.logp_NT, old, advantage, mask, *passes.clip))
         entropies.append(current.entropy_NT[drawn])
     return _Sums(loss_sum, ratio_sum, clipped_sum, torch.cat(entropies))
+
+
+def _token_loss(
+    objective: Objective, old_M: Tensor, advantage_M: Tensor, ref_logp_M: Tensor, weights_M: Tensor
+) -> TokenLoss:
+    """Each is weights * (surrogate [+ kl_coef * KL estimate]) for the tokens a part draws."""
+    algorithm = objective.algorithm
+
+    def token_loss(logp: Tensor, some: slice) -> Tensor:
+        loss = algorithm.surrogate(logp, old_M[some], advantage_M[some])
+        if algorithm.kl_in == "loss":
+            loss = loss + objective.kl_coef * objective.kl_loss(logp, ref_logp_M[some])
+        return weights_M[some] * loss
+
+    return token_loss
+
+
+def _parts(rollout: Rollout, rows: Tensor, count: int | None) -> Iterator[Tensor]:
+    """The rows of an update in parts of similar length: `count` of them, or as few as memory likes."""
+    prompt_ids = [rollout.prompt_ids[i] for i in rows.tolist()]
+    size = None if count is None else math.ceil(len(rows) / count)
+    for part in by_length(prompt_ids, rollout.completion_mask_NT[rows], size):
+        yield rows[part]
 
 
 def _checked_norm(parameters: list[torch.nn.Parameter], max_norm: float | None) -> float:
