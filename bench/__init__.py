@@ -1,0 +1,1 @@
+"""Benchmarks of Tall Tree against its peers: `python -m bench rl | sample | scale` (docs/performance.md)."""
