@@ -77,6 +77,19 @@ def test_logprobs_without_gradient_equal_the_whole_softmax(chunk, bias, temperat
     torch.testing.assert_close(found_M, whole(*arguments)[0].detach(), atol=1e-12, rtol=0)
 
 
+def test_a_large_vocabulary_costs_no_precision():
+    """One likely token among 50,257, worked in float64: neither log-probs nor entropy may drift."""
+    hidden_MH = torch.eye(4) * 3
+    weight_VH = torch.randn(50_257, 4, generator=torch.Generator().manual_seed(0))
+    weight_VH[7] = 5.0  # a logit of 15
+    tokens_M = torch.full((4,), 7)
+    expected_M, expected_entropy_M = whole(hidden_MH.double(), weight_VH.double(), None, tokens_M, 1.0)
+    _, logp_M, entropy_M = head_loss(hidden_MH, weight_VH, None, tokens_M, 1.0, summed)
+    for found_M in (logp_M, head_logprobs(hidden_MH, weight_VH, None, tokens_M, 1.0)):
+        torch.testing.assert_close(found_M.double(), expected_M, atol=3e-6, rtol=0)
+    torch.testing.assert_close(entropy_M.double(), expected_entropy_M, atol=3e-5, rtol=0)
+
+
 def test_a_frozen_head_passes_the_gradient_on(chunk):
     hidden_MH, weight_VH, _, tokens_M = inputs(bias=False)
     weight_VH = weight_VH.detach()

@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 
-from talltree import rewards
+from talltree import checkpoint, rewards
 from talltree.errors import ConfigError, RunError
 from talltree.run import Run
 from talltree.stages import rl
@@ -85,9 +85,10 @@ def killed_after(whole, step, folder):
 def reopen(folder):
     """Takes the end away from an ended run."""
     shutil.rmtree(folder / "final")
-    (folder / "after.jsonl").unlink()
+    for side in ("before", "after"):
+        (folder / f"{side}.jsonl").unlink()
     kept = Run.open(folder).summary()
-    for key in ("after", "steps", "best_step", "final_step"):
+    for key in ("before", "after", "steps", "best_step", "final_step"):
         del kept[key]
     (folder / "summary.json").write_text(json.dumps(kept | {"stop_reason": None}))
 
@@ -95,16 +96,20 @@ def reopen(folder):
 def run_in_pieces(task, name, monkeypatch, **options):
     """A run that is interrupted in every step, step 0 included, and continued each time."""
     folder = task.folder / name
-    score = rewards.score
     due = []
 
-    def interrupting(*arguments):
-        if due and folder.exists():
-            due.clear()
-            os.kill(os.getpid(), signal.SIGINT)
-        return score(*arguments)
+    def interrupting(called):
+        def call(*arguments):
+            if due and folder.exists():
+                due.clear()
+                os.kill(os.getpid(), signal.SIGINT)
+            return called(*arguments)
 
-    monkeypatch.setattr(rewards, "score", interrupting)
+        return call
+
+    # The first thing that a new run does is to save step 0, and a resumed one to score its next step.
+    monkeypatch.setattr(checkpoint, "save_state", interrupting(checkpoint.save_state))
+    monkeypatch.setattr(rewards, "score", interrupting(rewards.score))
     for step in range(STEPS):
         due.append(step)
         with pytest.raises(SystemExit) as stopped:
@@ -184,18 +189,6 @@ def test_a_run_killed_between_final_and_summary_is_closed(whole, tmp_path):
     kept = Run.open(folder).summary()
     del kept["after"]
     (folder / "summary.json").write_text(json.dumps(kept | {"stop_reason": None}))
-    resume(folder)
-    toy.assert_same(whole, folder)
-
-
-@pytest.mark.usefixtures("no_waiting_for_the_disk")
-def test_a_run_killed_before_anything_was_measured_is_continued(whole, tmp_path):
-    folder = killed_after(whole, 0, tmp_path / "run")
-    kept = Run.open(folder).summary()
-    del kept["before"]
-    (folder / "summary.json").write_text(json.dumps(kept))
-    for name in ("before.jsonl", "metrics.jsonl", "samples.parquet"):
-        (folder / name).unlink()
     resume(folder)
     toy.assert_same(whole, folder)
 

@@ -102,19 +102,19 @@ class _HeadLoss(torch.autograd.Function):
         for part in _parts(len(hidden_MH), weight_VH):
             hidden, token = hidden_MH[part], tokens_M[part].unsqueeze(-1)
             logits = _logits(hidden, weight_VH, bias_V, temperature)
-            probability = torch.softmax(logits, -1)
-            peak, most = logits.amax(-1, keepdim=True), probability.amax(-1, keepdim=True)
-            # In place: a token of probability 0 contributes 0 times the least finite number.
-            all_logp = logits.sub_(peak - most.log()).clamp_(min=torch.finfo(logits.dtype).min)
+            mass = logits.sub_(logits.amax(-1, keepdim=True)).exp()
+            total = mass.sum(-1, keepdim=True)
+            # A token of probability 0 contributes 0 times the least finite number.
+            all_logp = logits.sub_(total.log()).clamp_(min=torch.finfo(logits.dtype).min)
             logp.append(all_logp.gather(-1, token).squeeze(-1))
-            entropy.append(-all_logp.mul_(probability).sum(-1))
+            entropy.append(-all_logp.mul_(mass).sum(-1) / total.squeeze(-1))
             with torch.enable_grad():
                 leaf = logp[-1].detach().requires_grad_()
                 loss = token_loss(leaf, part).sum()
             losses.append(loss.detach())
             (slope,) = torch.autograd.grad(loss, leaf)
             slope = slope.unsqueeze(-1) / temperature
-            steep = probability.mul_(-slope).scatter_add_(-1, token, slope).to(hidden.dtype)
+            steep = mass.mul_(-slope / total).scatter_add_(-1, token, slope).to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(steep, weight_VH, out=grad_hidden[part])
             if grad_weight is not None and steep.dtype == wide:

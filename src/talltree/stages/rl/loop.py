@@ -21,6 +21,7 @@ from talltree.maths.advantages import MovingBaseline
 from talltree.maths.controllers import updated
 from talltree.maths.kl import blog_beta_from_coef, kl_loss
 from talltree.models.load import save_model
+from talltree.models.memory import out_of_memory
 from talltree.models.optim import schedule
 from talltree.preflight import Check, require
 from talltree.run import Run, environment, refuse_used
@@ -38,7 +39,9 @@ from talltree.stages.rl.measure import (
 )
 from talltree.stages.rl.parts import Parts, compute_device, load_parts
 from talltree.stages.rl.record import metrics_row
+from talltree.stages.rl.room import ran_out, require_room
 from talltree.stages.rl.state import (
+    MAY_CHANGE,
     State,
     fresh_state,
     judge,
@@ -76,6 +79,7 @@ def _start(config: Config) -> None:
         f"{config.coef:.4g} per nat (beta {beta:.4g} in the study's unit); device {compute_device(config)}"
     )
     # Before there is a folder: a mistake in the reward shows here, and the mended command can be run again.
+    _say(require_room(config, parts))
     checks = run_preflight(config, parts)
     _say_checks(checks)
     state = fresh_state(config)
@@ -104,22 +108,23 @@ def _resume(asked: Config) -> None:
     parts = load_parts(config)
     with Run.resume(str(asked.resume), _say) as folder, Interrupts() as interrupts:
         state = restore(config, parts, folder, _say)
+        for key in MAY_CHANGE:
+            if (value := getattr(config, key)) != folder.config[key]:
+                _say(f"{key} is {value} from here on, for this resume: the same loss, its last bits differ")
         then, now = folder.environment["torch_threads"], torch.get_num_threads()
         if then != now:
             _say(
                 f"this run was started with {then} threads and goes on with {now}: its last bits will "
                 f"differ; OMP_NUM_THREADS={then} keeps them"
             )
+        _say(require_room(config, parts))
         _complete(config, parts, state, folder, interrupts)
 
 
 def _complete(config: Config, parts: Parts, state: State, folder: Run, interrupts: Interrupts) -> None:
-    """What a run at `state` still lacks: the measurement before, the steps, final/ and the summary."""
+    """What a run at `state` still lacks: the steps, the measurements, final/ and the summary."""
     started = time.monotonic()
     try:
-        if "before" not in folder.summary():
-            before = measure(config, parts, config.coef, folder.folder / "before.jsonl")
-            folder.write_summary(folder.summary() | {"before": before})
         ending = _train(config, parts, state, folder, interrupts)
         if ending is not None:
             _finish(config, parts, state, folder, ending, started)
@@ -178,6 +183,11 @@ def _train(config: Config, parts: Parts, state: State, folder: Run, interrupts: 
                 if state.best_step is not None and state.best_step > held_step:
                     state.best_step = state.best_reward = None
                 return Ending(f"stopped at step {state.step + 1}: {failure}", held_step, failure)
+            except (RuntimeError, MemoryError) as failure:
+                if not out_of_memory(failure):
+                    raise
+                saved = checkpoint.step_folders(folder.checkpoints)[-1][0]
+                raise ran_out(config, parts, state.step + 1, saved, folder.folder) from failure
             except (NonFinite, RewardError) as failure:
                 # Nothing has changed yet but the generator.
                 state.generator.set_state(draws)
@@ -305,11 +315,16 @@ def _fall_back(config: Config, parts: Parts, folder: Run) -> int:
 def _finish(config: Config, parts: Parts, state: State, folder: Run, ending: Ending, started: float) -> None:
     """Writes final/ from the best checkpoint, else as the run ended, measures it and closes the summary."""
     chosen = _load_best(config, parts, state, folder, ending.held_step)
-    after = measure(config, parts, state.controller.coef, folder.folder / "after.jsonl")
+    # The reference is the policy as it was before, so measuring it can wait until the steps are made.
+    before, after = (
+        measure(config, parts, coef, folder.folder / f"{side}.jsonl", reference=side == "before")
+        for side, coef in (("before", config.coef), ("after", state.controller.coef))
+    )
     checkpoint.save_folder(folder.final, lambda target: save_model(target, parts.policy, parts.tokenizer))
     folder.merge_samples()
     summary = folder.summary()
     summary |= {
+        "before": before,
         "after": after,
         "steps": state.step,
         "best_step": state.best_step,
@@ -318,7 +333,6 @@ def _finish(config: Config, parts: Parts, state: State, folder: Run, ending: End
         "wall_time_seconds": summary["wall_time_seconds"] + time.monotonic() - started,
     }
     folder.write_summary(summary)
-    before = summary["before"]
     _say(f"{ending.reason}; final/ is step {chosen}")
     for name, unit in (("reward", ""), ("kl", " nats"), ("length", " tokens")):
         _say(f"  {name:<10} {_words(before[name], unit)}  ->  {_words(after[name], unit)}")

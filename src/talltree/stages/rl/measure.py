@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from talltree.rollout import collect, sample_columns, score
 from talltree.stages.rl.config import Config
 from talltree.stages.rl.parts import Parts
 from talltree.types import Prompt, Rollout, Scored
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PREFLIGHT_SAMPLES = 8
 PREFLIGHT_STREAM, EVALUATION_STREAM = 2**40, 2**41
@@ -63,10 +67,15 @@ def _check_names(scored: Scored) -> None:
         raise RewardError(f"{clash}; rename the function") from clash
 
 
-def measure(config: Config, parts: Parts, coef: float, rows: Path) -> dict[str, Any]:
-    """Fresh samples from held-out prompts; a seed of their own pairs the draws before and after."""
+def measure(config: Config, parts: Parts, coef: float, rows: Path, *, reference: bool) -> dict[str, Any]:
+    """Fresh samples of policy or reference from held-out prompts, stored in `rows` as JSON lines.
+
+    A seed of their own pairs the draws before and after.
+    """
     prompts = repeated(parts.held_out, config.eval_samples)
-    rollout = collect_rollout(config, parts, prompts, seeded(EVALUATION_STREAM + config.seed))
+    draws = seeded(EVALUATION_STREAM + config.seed)
+    with parts.reference.model() if reference else nullcontext(parts.policy) as model:
+        rollout = collect_rollout(config, parts, prompts, draws, model)
     scored = score_rollout(config, parts, rollout, coef)
     columns = columns_of(parts, scored, torch.zeros_like(rollout.logp_NT))
     names = [name for name in columns if name not in ("prompt_ids", "completion_ids", "advantage")]
@@ -89,11 +98,15 @@ def repeated(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
 
 
 def collect_rollout(
-    config: Config, parts: Parts, prompts: Sequence[Prompt], generator: torch.Generator
+    config: Config,
+    parts: Parts,
+    prompts: Sequence[Prompt],
+    generator: torch.Generator,
+    model: PreTrainedModel | None = None,
 ) -> Rollout:
-    """`rollout.collect` from the policy as it stands."""
+    """`rollout.collect` from a model, or from the policy as it stands."""
     return collect(
-        parts.policy,
+        parts.policy if model is None else model,
         parts.tokenizer,
         prompts,
         parts.ids_of,

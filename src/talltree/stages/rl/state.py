@@ -21,6 +21,9 @@ from talltree.stages.rl.config import Config
 from talltree.stages.rl.parts import REWARD_FILE, Parts
 from talltree.stops import is_candidate, window_reward
 
+MAY_CHANGE = ("gradient_accumulation_steps",)
+"""What a resume may ask for anew: it moves memory and the last bits, not the loss."""
+
 
 @dataclasses.dataclass
 class State:
@@ -90,7 +93,7 @@ def save_if_new(config: Config, parts: Parts, state: State, folder: Run) -> None
 
 
 def resumed_config(asked: Config) -> Config:
-    """The config that the run asked.resume was started with.
+    """The config that the run asked.resume was started with, but for what `MAY_CHANGE` names.
 
     Raises RunError if that run has ended, ConfigError where the command asks for something else.
     """
@@ -102,12 +105,15 @@ def resumed_config(asked: Config) -> Config:
     defaults, given, kept = (options(Config, defaults=each) for each in (Config(), asked, config))
     for default, new, old in zip(defaults, given, kept, strict=True):
         here = new.key == "output_dir" and Path(new.default) == folder
+        if new.key in MAY_CHANGE:
+            continue
         if new.key != "resume" and new.default not in (default.default, old.default) and not here:
             raise ConfigError(
                 f"--resume continues {folder} with its own config, where {new.key} is {old.default}, but "
                 f"{new.default} is asked for; leave it out, or start a new run"
             )
-    return config
+    changed = {key: getattr(asked, key) for key in MAY_CHANGE if getattr(asked, key) is not None}
+    return dataclasses.replace(config, **changed)
 
 
 def restore(config: Config, parts: Parts, folder: Run, say: Callable[[str], None]) -> State:

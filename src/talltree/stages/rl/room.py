@@ -1,0 +1,101 @@
+"""Whether a run fits in memory: said before the first step, and what to change where it does not."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+from talltree.errors import ConfigError, RunError
+from talltree.models.memory import (
+    GIB,
+    Need,
+    free_bytes,
+    sampling_bytes,
+    standing_bytes,
+    training_bytes,
+)
+from talltree.models.policy import trainable
+from talltree.models.score import tokens_at_a_time
+from talltree.stages.rl.config import Config
+from talltree.stages.rl.parts import Parts
+
+MOMENTS = {"adamw": 2, "sgd": 0}
+"""Numbers that an optimiser keeps for each weight."""
+
+
+def texts_at_a_time(config: Config, length: int, device: torch.device) -> int:
+    """Texts in one part of an update when all have `length` tokens."""
+    rows = config.batch_size // config.num_mini_batches
+    if config.gradient_accumulation_steps is not None:
+        return math.ceil(rows / config.gradient_accumulation_steps)
+    return min(rows, max(1, tokens_at_a_time(device) // length))
+
+
+def longest_text(config: Config, parts: Parts) -> int:
+    """Tokens of the longest prompt with the longest completion."""
+    return max(map(len, parts.ids_of.values())) + config.max_completion_length
+
+
+def need(config: Config, parts: Parts) -> Need:
+    """What a step will take, from the model's own forward pass on one text of the longest length."""
+    length = longest_text(config, parts)
+    texts = texts_at_a_time(config, length, parts.policy.device)
+    return Need(
+        standing_bytes(list(trainable(parts.policy).values()), MOMENTS[config.optim]),
+        sampling_bytes(parts.policy, max(config.batch_size, config.eval_samples), length),
+        training_bytes(parts.policy, texts, length, config.fast),
+    )
+
+
+def require_room(config: Config, parts: Parts) -> str:
+    """A line on what a step needs and what is free. Raises ConfigError, with the fix, if it does not fit."""
+    asked, free = need(config, parts), free_bytes(parts.policy.device)
+    line = (
+        f"about {asked.total / GIB:.1f} GiB more memory is needed (gradients and optimiser "
+        f"{asked.standing / GIB:.1f}, then sampling {asked.sampling / GIB:.1f} or training "
+        f"{asked.training / GIB:.1f})"
+    )
+    if free is None:
+        return line
+    line += f", {free / GIB:.1f} GiB are free"
+    if asked.total > free:
+        raise ConfigError(f"the batch does not fit: {line}; {_fix(config, parts, free - asked.standing)}")
+    return line
+
+
+def _fix(config: Config, parts: Parts, room: int) -> str:
+    """The setting to change so that sampling and training fit in `room` bytes."""
+    length = longest_text(config, parts)
+    rows = config.batch_size // config.num_mini_batches
+    one, two = (training_bytes(parts.policy, texts, length, config.fast) for texts in (1, 2))
+    if max(config.batch_size, config.eval_samples) > 1 and sampling_bytes(parts.policy, 1, length) < room:
+        sampled = sampling_bytes(parts.policy, max(config.batch_size, config.eval_samples), length)
+        if sampled > room:
+            return "set batch_size or eval_samples lower, whichever is larger, or max_completion_length"
+    if one > room:
+        lora = "" if config.lora_r is not None else ", or train adapters with lora_r 8"
+        return f"set max_completion_length lower than {config.max_completion_length}{lora}"
+    fitting = 1 + (room - one) // max(two - one, 1)
+    return f"set gradient_accumulation_steps {math.ceil(rows / min(fitting, rows))}"
+
+
+def ran_out(config: Config, parts: Parts, step: int, saved: int, folder: Path) -> RunError:
+    """The error for a step that ran out of memory; half as many texts at a time may fit."""
+    length = longest_text(config, parts)
+    rows = config.batch_size // config.num_mini_batches
+    texts = texts_at_a_time(config, length, parts.policy.device)
+    where = (
+        f"step {step}: out of memory with batch_size {config.batch_size} and texts of up to {length} tokens"
+    )
+    if texts > 1:
+        steps = math.ceil(rows / (texts // 2))
+        return RunError(
+            f"{where}, {texts} at a time; step {saved} is saved: continue with talltree rl --resume {folder} "
+            f"--gradient_accumulation_steps {steps}"
+        )
+    return RunError(
+        f"{where}, one at a time; step {saved} is saved: free memory and continue with talltree rl --resume "
+        f"{folder}, or start again with a lower max_completion_length"
+    )
