@@ -2,6 +2,7 @@
 #   make demo     a small model learns to alliterate and writes report.html
 #   make test     the whole test suite          make test ARGS="-k kl"
 #   make check    format, lint, types, layers
+#   make bench    one RL step of ours against TRL's, in turn     make bench ARGS="--rows 15m-10"
 #   make install  the virtual environment alone
 # Override with make PYTHON=python3.12 VENV=/somewhere/else; pip's own settings (PIP_EXTRA_INDEX_URL,
 # PIP_FIND_LINKS, ...) decide where packages come from, a CPU-only torch for instance.
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: install demo test check clean
+.PHONY: install demo test check bench clean
 
 install: $(STAMP)
 
@@ -33,6 +34,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]' -c constraints.txt
+	$(BIN)/python -m bench rl $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

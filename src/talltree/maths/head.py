@@ -8,7 +8,7 @@ pass. The loss of a token must therefore be known when its log-prob is: it is pa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,9 @@ from talltree.maths.products import product
 
 CHUNK_NUMBERS = 8_000_000
 """Logits held at a time: 32 MB in float32, near a CPU's last cache, and rows enough for the products."""
+
+BLOCK_NUMBERS = 2_000_000
+"""Logits whose softmax is taken at a time on a CPU: 8 MB in float32."""
 
 TokenLoss = Callable[[Tensor, slice], Tensor]
 """(log-probs of some tokens, which of the M they are) -> the loss of each, to be summed."""
@@ -64,9 +67,9 @@ def head_logprobs(
     with torch.autocast(hidden_MH.device.type, enabled=False):
         for part in _parts(len(hidden_MH), weight_VH):
             logits = _logits(hidden_MH[part], weight_VH, bias_V, temperature)
-            logits.sub_(logits.amax(-1, keepdim=True))
-            drawn = logits.gather(-1, tokens_M[part].unsqueeze(-1))
-            found.append((drawn - logits.exp_().sum(-1, keepdim=True).log()).squeeze(-1))
+            for some, token in _blocks(logits, tokens_M[part].unsqueeze(-1)):
+                drawn = some.sub_(some.amax(-1, keepdim=True)).gather(-1, token)
+                found.append((drawn - some.exp_().sum(-1, keepdim=True).log()).squeeze(-1))
     return torch.cat(found)
 
 
@@ -79,6 +82,31 @@ def _logits(hidden: Tensor, weight_VH: Tensor, bias_V: Tensor | None, temperatur
     logits = product(hidden, weight_VH, bias_V)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def _blocks(logits_MV: Tensor, token_M1: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """A few rows at a time on a CPU, so that the passes over them run in its inner caches."""
+    rows = max(BLOCK_NUMBERS // logits_MV.shape[1], 1) if logits_MV.device.type == "cpu" else len(logits_MV)
+    return zip(logits_MV.split(rows), token_M1.split(rows), strict=True)
+
+
+def _softmax_(logits_MV: Tensor, token_M1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The probabilities, in the logits' memory, with each token's logp_M and the entropy_M.
+
+    torch's softmax divides by a total that it adds up one by one in float32, off by up to 1e-4 over a large
+    vocabulary; the sum of what it returns, added in pairs, puts that right.
+    """
+    logp, entropy = [], []
+    for logits, token in _blocks(logits_MV, token_M1):
+        mass = torch.softmax(logits, -1)
+        total = mass.sum(-1, keepdim=True)
+        log_total = logits.amax(-1, keepdim=True) + (total / mass.amax(-1, keepdim=True)).log()
+        # A token of probability 0 contributes 0 times the least finite number.
+        all_logp = logits.sub_(log_total).clamp_(min=torch.finfo(logits.dtype).min)
+        logp.append(all_logp.gather(-1, token).squeeze(-1))
+        entropy.append(-all_logp.mul_(mass).sum(-1) / total.squeeze(-1))
+        torch.div(mass, total, out=logits)
+    return logits_MV, torch.cat(logp), torch.cat(entropy)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -102,19 +130,16 @@ class _HeadLoss(torch.autograd.Function):
         for part in _parts(len(hidden_MH), weight_VH):
             hidden, token = hidden_MH[part], tokens_M[part].unsqueeze(-1)
             logits = _logits(hidden, weight_VH, bias_V, temperature)
-            mass = logits.sub_(logits.amax(-1, keepdim=True)).exp()
-            total = mass.sum(-1, keepdim=True)
-            # A token of probability 0 contributes 0 times the least finite number.
-            all_logp = logits.sub_(total.log()).clamp_(min=torch.finfo(logits.dtype).min)
-            logp.append(all_logp.gather(-1, token).squeeze(-1))
-            entropy.append(-all_logp.mul_(mass).sum(-1) / total.squeeze(-1))
+            probability, *reduced = _softmax_(logits, token)
+            logp.append(reduced[0])
+            entropy.append(reduced[1])
             with torch.enable_grad():
                 leaf = logp[-1].detach().requires_grad_()
                 loss = token_loss(leaf, part).sum()
             losses.append(loss.detach())
             (slope,) = torch.autograd.grad(loss, leaf)
             slope = slope.unsqueeze(-1) / temperature
-            steep = mass.mul_(-slope / total).scatter_add_(-1, token, slope).to(hidden.dtype)
+            steep = probability.mul_(-slope).scatter_add_(-1, token, slope).to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(steep, weight_VH, out=grad_hidden[part])
             if grad_weight is not None and steep.dtype == wide:

@@ -21,7 +21,8 @@ def build_optimizer(
     groups = decay_groups(parameters, weight_decay)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate)
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8)
+    # fused: one pass over weights, gradients and moments instead of a dozen.
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=True)
 
 
 def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -124,7 +124,8 @@ class WeightCache:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (..., heads, head_dim); queries and keys turned together."""
         view = self.view
-        qkv = layer.qkv(_normalise(layer.attention_norm, hidden)).unflatten(-1, (-1, view.head_dim))
+        qkv = layer.qkv(_normalise(layer.attention_norm, hidden))
+        qkv = qkv.view(*hidden.shape[:-1], -1, view.head_dim)
         if turn is None:
             q, k, v = qkv.split((view.heads, view.kv_heads, view.kv_heads), -2)
             return q, k, v
@@ -211,11 +212,12 @@ def _rotary_tables(view: DecodeView, length: int) -> tuple[Tensor, Tensor] | Non
     if view.rotary is None:
         return None
     place = torch.arange(length, device=view.embedding.device).unsqueeze(0)
-    cos, sin = view.rotary(view.embedding, place)
-    return cos[0], sin[0]
+    cos, sin = (table[0] for table in view.rotary(view.embedding, place))
+    left, right = sin.chunk(2, -1)
+    return cos, torch.cat((-left, right), -1)
 
 
 def _rotate(x: Tensor, turn: tuple[Tensor, ...]) -> Tensor:
+    """(left, right) -> (left, right) * cos + (-right, left) * sin; the sign is in the table of sines."""
     cos, sin = turn
-    left, right = x.chunk(2, -1)
-    return x * cos + torch.cat((-right, left), -1) * sin
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
