@@ -50,6 +50,7 @@ DOORS_ON_THE_GROUND = ("errors", "types", "__init__", "yaml_text", "options")
 LIGHT = [
     *("cli", "config", "options", "yaml_text", "errors", "types", "metrics"),
     *("run", "checkpoint", "samples", "interrupt", "rewards", "report", "data.prompts"),
+    "data.corpus_options",
 ]
 """Modules that may not import torch, not even through others; the stages are held to it in test_cli."""
 

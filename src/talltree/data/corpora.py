@@ -1,209 +1,280 @@
-"""Corpora: documents from JSONL and text files, split by document, packed into one stream of tokens.
+"""Corpora: documents from files, folders and datasets, split by document, streamed and never held whole.
 
-A document is one JSONL row's `text`, or one stretch of a .txt file between separators; white space around
-it is removed and nothing else is. Exact duplicates are dropped and counted, so that no text stands on both
-sides of a split.
+One pass over the text hashes and counts every document; what is kept of a document is six numbers. Later
+passes read the text again and give the documents of a split, each checked against its hash.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+import struct
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from talltree import checkpoint
+from talltree.data import near_duplicates
+from talltree.data.corpus_options import SPLITS, CorpusOptions, sources_of
+from talltree.data.documents import Document
+from talltree.data.selection import Documents, Fate, fates, overlaps, split_of
+from talltree.data.sources import OpenSource, open_source, read
 from talltree.errors import DataError
 
+MANIFEST = "corpus.json"
+SPLIT_RULE = (
+    "SHA-256 of the text (of the prompt, for pairs) as a share of 1: below validation_share is validation, "
+    "the next test_share is test, the rest is train; a source with `into` goes there whole"
+)
+MIXING_RULES = {
+    "downsample": (
+        "each source is cut to its share of the words, by a hash of the text; nothing stands twice"
+    ),
+    "all": "every document of every source; shares are only reported",
+}
 
-@dataclass(frozen=True)
-class SplitCounts:
-    """What became of a corpus: documents, words (split on white space) and UTF-8 bytes on either side."""
 
-    train_documents: int
-    train_words: int
-    train_bytes: int
-    validation_documents: int
-    validation_words: int
-    validation_bytes: int
-    duplicates_dropped: int
-    empty_dropped: int
+class Index(NamedTuple):
+    """What one pass over a corpus found; `empty` and `content` (SHA-256 of the texts) are per source."""
+
+    documents: Documents
+    split: NDArray[np.uint8]
+    fate: NDArray[np.uint8]
+    empty: list[int]
+    content: list[str]
+
+    def kept(self, split: str) -> NDArray[np.bool_]:
+        return (self.fate == Fate.KEPT) & (self.split == SPLITS.index(split))
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The texts of the two splits, in file order, and what was counted on the way."""
+    """Opened sources; the first pass over the text is made when something asks for it.
 
-    train: list[str]
-    validation: list[str]
-    counts: SplitCounts
-    sha256: dict[str, str]
+    key: what decides a document's split, so that documents of one key are never parted.
+    """
+
+    options: CorpusOptions
+    sources: tuple[OpenSource, ...]
+    key: Callable[[Document], str] = attrgetter("key")
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """SHA-256 of every file, by source and name."""
+        return {name: digest for opened in self.sources for name, digest in opened.sha256.items()}
+
+    @cached_property
+    def index(self) -> Index:
+        """Every document hashed, counted, split and selected; see `scan`."""
+        return scan(self.sources, self.options, self.key)
+
+    def documents(self, *splits: str) -> Iterator[tuple[str, int, Document]]:
+        """(split, number of the source, document) of what is kept in these splits, in the order of reading.
+
+        Raises DataError when a text is not the one that was counted: a file has changed meanwhile.
+        """
+        index = self.index
+        wanted = np.logical_or.reduce([index.kept(split) for split in splits])
+        number = 0
+        for source, opened in enumerate(self.sources):
+            for document in read(opened):
+                if not document.completion:
+                    continue
+                if number >= len(wanted) or index.documents.source[number] != source:
+                    raise _changed(opened)
+                if wanted[number]:
+                    _, subset, rank, _ = _hashes(document.text)
+                    if (subset, rank) != (index.documents.subset[number], index.documents.rank[number]):
+                        raise _changed(opened)
+                    yield SPLITS[index.split[number]], source, document
+                number += 1
+        if number != len(wanted):
+            raise _changed(self.sources[-1])
+
+    def texts(self, split: str) -> Iterator[str]:
+        """The texts of one split as a stream; a pair's prompt and completion are joined."""
+        return (document.text for _, _, document in self.documents(split))
+
+    def pairs(self, split: str) -> Iterator[Document]:
+        """The documents of one split as a stream of (prompt, completion); prompt is "" for a plain text."""
+        return (document for _, _, document in self.documents(split))
+
+    def count(self, split: str) -> tuple[int, int, int]:
+        """Documents, words and UTF-8 bytes of a split."""
+        return _count(self.index, self.index.kept(split))
 
     def manifest(self) -> dict[str, Any]:
-        """Counts and the SHA-256 of every file read, for environment.json and the model card."""
-        return {**asdict(self.counts), "sha256": self.sha256}
+        """Counts, shares, rules and hashes, for corpus.json, environment.json and the model card."""
+        return manifest(self)
 
 
-def corpus_files(name: str) -> list[Path]:
-    """The .jsonl and .txt files of a corpus: the file itself, or all of them in a folder, by name.
+def open_corpus(options: CorpusOptions, dataset_name: str = "") -> Corpus:
+    """The corpus of `options.sources` or of `dataset_name`; reads and hashes files, not yet documents.
 
-    Raises DataError when there is none, or when the file's ending says neither format.
+    Raises DataError for what is missing or unreadable, ConfigError for options that do not go together.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix in (".jsonl", ".txt"))
-        if not files:
-            raise DataError(f"corpus folder {path} holds no .jsonl or .txt file")
-        return files
-    if not path.is_file():
-        raise DataError(f"corpus {path} not found: give a .jsonl or .txt file, or a folder of them")
-    if path.suffix not in (".jsonl", ".txt"):
-        raise DataError(f"corpus {path}: ending {path.suffix!r} is not known; use .jsonl or .txt")
-    return [path]
+    return Corpus(options, tuple(open_source(source) for source in sources_of(dataset_name, options)))
 
 
-def _decode(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: byte {error.start} is not UTF-8 ({error.reason}); convert the file first"
-        ) from None
+def near_duplicate_report(corpus: Corpus) -> dict[str, Any]:
+    """What `near_duplicates.find` says across the splits, under that key; empty where it is not asked for."""
+    if not corpus.options.near_duplicates:
+        return {}
+    held_out = ((split, document.text) for split, _, document in corpus.documents("validation", "test"))
+    return {"near_duplicates": near_duplicates.find(held_out, corpus.texts("train"))}
 
 
-def read_documents(path: Path, separator: str) -> Iterator[str]:
-    """The documents of one file, white space around each removed (an empty one is yielded as "").
+def save_manifest(folder: Path, content: dict[str, Any]) -> None:
+    """Writes corpus.json into a run folder."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    checkpoint.write_file(folder / MANIFEST, text.encode())
 
-    JSONL: the `text` of each line that is not blank. Text: the stretches between separators.
-    Raises DataError with file and line for broken JSON, a missing `text` or one that is not a string.
-    """
-    content = _decode(path)
-    if path.suffix == ".txt":
-        yield from (text.strip() for text in content.split(separator))
+
+# The first pass
+
+
+def scan(opened: Sequence[OpenSource], options: CorpusOptions, key_of: Callable[[Document], str]) -> Index:
+    """Reads everything once. Raises DataError when train or validation comes out empty, or splits overlap."""
+    sources, keys, subsets, ranks = array("H"), array("Q"), array("Q"), array("Q")
+    words, sizes = array("I"), array("I")
+    empty, content = [], []
+    for number, each in enumerate(opened):
+        digest = hashlib.sha256()
+        empty.append(0)
+        for document in read(each):
+            text = document.text
+            # A pair without a completion has nothing to learn from, so it counts as empty.
+            if not document.completion:
+                empty[-1] += 1
+                continue
+            key, subset, rank, _ = _hashes(text)
+            if (group := key_of(document)) != text:
+                key = _hashes(group)[0]
+            sources.append(number)
+            keys.append(key)
+            subsets.append(subset)
+            ranks.append(rank)
+            words.append(len(text.split()))
+            sizes.append(len(text.encode()))
+            digest.update(struct.pack(">QQQ", key, subset, rank))
+        content.append(digest.hexdigest())
+    documents = Documents(
+        np.array(sources, dtype=np.uint16),
+        np.array(keys, dtype=np.uint64),
+        np.array(subsets, dtype=np.uint64),
+        np.array(ranks, dtype=np.uint64),
+        np.array(words, dtype=np.uint32),
+        np.array(sizes, dtype=np.uint32),
+    )
+    rules = [each.source for each in opened]
+    split = split_of(documents, rules, options)
+    if options.overlaps == "refuse":
+        _refuse_overlaps(documents, split, opened, key_of)
+    index = Index(documents, split, fates(documents, split, rules, options), empty, content)
+    _refuse_empty_splits(index, opened, options)
+    return index
+
+
+def _hashes(text: str) -> tuple[int, int, int, int]:
+    found: tuple[int, int, int, int] = struct.unpack(">4Q", hashlib.sha256(text.encode()).digest())
+    return found
+
+
+def _refuse_overlaps(
+    documents: Documents,
+    split: NDArray[np.uint8],
+    opened: Sequence[OpenSource],
+    key_of: Callable[[Document], str],
+) -> None:
+    both = np.flatnonzero(overlaps(documents, split))
+    if not len(both):
         return
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+    first = int(both[0])
+    other = int(np.flatnonzero((documents.key == documents.key[first]) & (split != split[first]))[0])
+    every = (key_of(document) for each in opened for document in read(each) if document.completion)
+    shown = next(itertools.islice(every, first, None))[:60]
+    here, there = ((SPLITS[split[n]], opened[documents.source[n]].source.label) for n in (first, other))
+    raise DataError(
+        f"splits overlap: {len(both):,} documents of {here[0]} (`{here[1]}`) stand in {there[0]} "
+        f"(`{there[1]}`) too, first {shown!r}; remove them, or set corpus.overlaps keep_held_out"
+    )
+
+
+def _refuse_empty_splits(index: Index, opened: Sequence[OpenSource], options: CorpusOptions) -> None:
+    needed = SPLITS if options.test_share else ("train", "validation")
+    for name in needed:
+        if not index.kept(name).any():
+            distinct = int((index.fate != Fate.DUPLICATE).sum())
+            where = ", ".join(each.source.label for each in opened)
             raise DataError(
-                f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})"
-            ) from None
-        if not isinstance(row, dict) or "text" not in row:
-            found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise DataError(f"{path}, line {number}: no column `text`; found: {found}")
-        if not isinstance(row["text"], str):
-            raise DataError(
-                f"{path}, line {number}: `text` is {type(row['text']).__name__}, a string is needed"
+                f"corpus {where}: no document fell into {name} ({distinct} distinct documents, "
+                f"validation_share {options.validation_share}, test_share {options.test_share}, subset "
+                f"{options.subset}); use more documents, another share or separator"
             )
-        yield row["text"].strip()
 
 
-def in_validation(text: str, share: float) -> bool:
-    """Whether a document belongs to validation: SHA-256(text) / 2^256 < share.
-
-    Depends on the text alone, so order, neighbours and later additions to a corpus move no document.
-    """
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < share * 2**64
+def _changed(opened: OpenSource) -> DataError:
+    return DataError(f"{opened.source.label} has changed while it was being read; start again")
 
 
-def load_corpus(name: str, separator: str, validation_share: float) -> Corpus:
-    """Read a file or folder and split it by document, without duplicates.
-
-    Raises DataError when a split comes out empty.
-    """
-    train: list[str] = []
-    validation: list[str] = []
-    seen: set[bytes] = set()
-    duplicates = empty = 0
-    sha256 = {}
-    for path in corpus_files(name):
-        sha256[path.name] = checkpoint.file_sha256(path)
-        for text in read_documents(path, separator):
-            key = hashlib.sha256(text.encode()).digest()
-            if not text:
-                empty += 1
-            elif key in seen:
-                duplicates += 1
-            else:
-                seen.add(key)
-                (validation if in_validation(text, validation_share) else train).append(text)
-    for split, texts in (("train", train), ("validation", validation)):
-        if not texts:
-            raise DataError(
-                f"corpus {name}: no document fell into {split} ({len(seen)} distinct documents, "
-                f"validation_share {validation_share}); use more documents, another share or separator"
-            )
-    counts = SplitCounts(
-        len(train), _words(train), _bytes(train), len(validation), _words(validation), _bytes(validation),
-        duplicates, empty,
-    )  # fmt: skip
-    return Corpus(train, validation, counts, sha256)
+# The manifest
 
 
-def _words(texts: Iterable[str]) -> int:
-    return sum(len(text.split()) for text in texts)
-
-
-def _bytes(texts: Iterable[str]) -> int:
-    return sum(len(text.encode()) for text in texts)
-
-
-def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text without special tokens: a literal "<|endoftext|>" in a text stays text."""
-    return tokenizer(
-        list(texts),
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        verbose=False,
-    )["input_ids"]
-
-
-def pack(documents: Sequence[Sequence[int]], eos: int) -> Tensor:
-    """EOS doc EOS doc EOS ... EOS as one int32 stream: each document is preceded and ended by one EOS."""
-    ids = [eos]
-    for document in documents:
-        ids.extend(document)
-        ids.append(eos)
-    return torch.tensor(ids, dtype=torch.int32)
-
-
-def windows_per_epoch(stream: Tensor, context: int) -> int:
-    """Rows of context + 1 tokens in an epoch, whatever its offset: floor((len - context) / context).
-
-    Raises DataError when the stream has none.
-    """
-    count = (len(stream) - context) // context
-    if count < 1:
-        raise DataError(
-            f"the training split has {len(stream)} tokens, fewer than two windows of context {context}; "
-            "use a larger corpus or a smaller context"
+def manifest(corpus: Corpus) -> dict[str, Any]:
+    """What a corpus is: counts per split and source, rules, hashes; keys as in docs/corpora.md."""
+    index, options = corpus.index, corpus.options
+    train = index.kept("train")
+    shares = [opened.source.share for opened in corpus.sources]
+    total = sum(share for share in shares if share is not None)
+    all_words = int(index.documents.words[train].sum())
+    rows: list[dict[str, Any]] = []
+    for number, opened in enumerate(corpus.sources):
+        mine = index.documents.source == number
+        fate = {each: int((mine & (index.fate == each)).sum()) for each in Fate}
+        share = opened.source.share
+        rows.append(
+            {
+                "name": opened.source.label,
+                "into": opened.source.into,
+                "documents": opened.source.documents,
+                "share_wanted": None if share is None else share / total,
+                "share_found": int(index.documents.words[train & mine].sum()) / all_words,
+                "splits": {name: _named(_count(index, mine & index.kept(name))) for name in SPLITS},
+                "duplicates_dropped": fate[Fate.DUPLICATE],
+                "empty_dropped": index.empty[number],
+                "overlaps_dropped": fate[Fate.OVERLAP],
+                "left_out_by_mixing": fate[Fate.MIXED_OUT],
+                "left_out_by_subset": fate[Fate.OUTSIDE_SUBSET],
+                "files_passed_over": opened.passed_over,
+                "content_sha256": index.content[number],
+            }
         )
-    return count
+    counts = {
+        f"{name}_{what}": value for name in SPLITS for what, value in _named(corpus.count(name)).items()
+    }
+    lost = ("duplicates_dropped", "empty_dropped", "overlaps_dropped")
+    return {
+        **counts,
+        **{name: sum(row[name] for row in rows) for name in lost},
+        "subset": options.subset,
+        "rules": {"split": SPLIT_RULE, "mixing": MIXING_RULES[options.mixing]},
+        "sources": rows,
+        "sha256": corpus.sha256,
+    }
 
 
-def training_batch(stream: Tensor, context: int, rows: int, first_row: int, seed: int) -> Tensor:
-    """Rows first_row .. first_row + rows - 1 of an endless sequence of windows -> (rows, context + 1).
+def _count(index: Index, mask: NDArray[np.bool_]) -> tuple[int, int, int]:
+    words, size = index.documents.words[mask], index.documents.size[mask]
+    return int(mask.sum()), int(words.sum(dtype=np.int64)), int(size.sum(dtype=np.int64))
 
-    Each epoch cuts the stream at its own random offset below `context` and shuffles the windows; neighbouring
-    windows share one token, which is predicted once. Fewer than 2 * context tokens at the ends of the stream
-    stay out of an epoch, other ones in each. A pure function of its arguments: the row number is the whole
-    data position, so resume needs nothing else.
-    """
-    per_epoch = windows_per_epoch(stream, context)
-    starts: list[int] = []
-    for epoch in range(first_row // per_epoch, (first_row + rows - 1) // per_epoch + 1):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        offset = int(torch.randint(context, (), generator=generator))
-        order = torch.randperm(per_epoch, generator=generator)
-        low = max(first_row - epoch * per_epoch, 0)
-        high = min(first_row + rows - epoch * per_epoch, per_epoch)
-        starts.extend((order[low:high] * context + offset).tolist())
-    return torch.stack([stream[start : start + context + 1] for start in starts]).long()
+
+def _named(counts: tuple[int, int, int]) -> dict[str, int]:
+    return dict(zip(("documents", "words", "bytes"), counts, strict=True))
