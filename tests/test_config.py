@@ -17,7 +17,7 @@ import pytest
 from yaml import safe_load
 
 from talltree.cli import STAGES
-from talltree.config import flaws, from_dict, option, options, parse, to_dict, to_yaml
+from talltree.config import flaws, from_dict, option, options, parse, resumed, to_dict, to_yaml
 from talltree.errors import ConfigError
 
 
@@ -389,3 +389,32 @@ def test_importing_config_loads_neither_torch_nor_jsonargparse() -> None:
     code = "import sys, talltree.config; print([m for m in ('torch', 'jsonargparse') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@dataclass(frozen=True)
+class Journey:
+    """A stage's options that a resume meets."""
+
+    steps: int = option(10, "How many.", low=1)
+    parts: int | None = option(None, "How finely.", low=1)
+    kl: Leash = option(Leash(coef=0.2), "The leash.")
+    output_dir: str = option("runs/a", "A folder.")
+    resume: str | None = option(None, "A folder.")
+
+
+def test_a_resumed_run_keeps_its_config_and_takes_what_may_change() -> None:
+    kept = to_dict(Journey(steps=20, parts=2, kl=Leash(coef=0.5), output_dir="runs/b"))
+    folder = Path("runs/b")
+    expected = Journey(steps=20, parts=2, kl=Leash(coef=0.5), output_dir="runs/b")
+    # Nothing asked, the default asked, the run's own asked: all the same.
+    for asked in (Journey(resume="runs/b"), Journey(steps=10), Journey(steps=20, output_dir="runs/b")):
+        assert resumed(asked, kept, folder) == expected
+    assert resumed(Journey(parts=4), kept, folder, ("parts",)) == dataclasses.replace(expected, parts=4)
+    assert resumed(Journey(), kept, folder, ("parts",)) == expected
+    for asked, message in (
+        (Journey(steps=30), "where steps is 20, but 30 is asked for"),
+        (Journey(kl=Leash(coef=0.3)), "where kl.coef is 0.5, but 0.3 is asked for"),
+        (Journey(parts=4), "where parts is 2, but 4 is asked for"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            resumed(asked, kept, folder)

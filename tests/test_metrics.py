@@ -1,5 +1,6 @@
 """The table of metric keys, and the page that explains it."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -27,6 +28,10 @@ def test_the_pretrain_page_is_the_pretrain_table():
     assert page_table("pretrain") == metrics.PRETRAIN
 
 
+def test_the_sft_page_is_the_sft_table():
+    assert page_table("sft") == metrics.SFT
+
+
 def test_every_key_of_the_working_contract_is_there():
     keys = """
     step episodes reward/mean reward/std reward/max kl/sequence kl/token kl/k3 kl/coef
@@ -38,13 +43,13 @@ def test_every_key_of_the_working_contract_is_there():
     assert list(metrics.RL) == keys.split()
 
 
-def test_a_key_of_both_tables_has_one_unit_and_one_tag():
-    for key in metrics.RL.keys() & metrics.PRETRAIN.keys():
-        assert metrics.RL[key].unit == metrics.PRETRAIN[key].unit
-        assert metrics.RL[key].tag == metrics.PRETRAIN[key].tag
+def test_a_key_of_several_tables_has_one_unit_and_one_tag():
+    for one, other in itertools.combinations((metrics.RL, metrics.PRETRAIN, metrics.SFT), 2):
+        for key in one.keys() & other.keys():
+            assert (one[key].unit, one[key].tag) == (other[key].unit, other[key].tag)
 
 
-@pytest.mark.parametrize("table", [metrics.RL, metrics.PRETRAIN])
+@pytest.mark.parametrize("table", [metrics.RL, metrics.PRETRAIN, metrics.SFT])
 def test_two_keys_of_a_table_never_share_a_tag(table):
     tags = [metric.tag for metric in table.values() if metric.tag is not None]
     assert len(tags) == len(set(tags))

@@ -9,7 +9,16 @@ from transformers import AutoModelForCausalLM
 
 from talltree.errors import ConfigError, ModelError
 from talltree.models import load
-from talltree.models.load import context_length, encode, load_model, load_tokenizer, save_model, stop_ids
+from talltree.models.load import (
+    compute_device,
+    context_length,
+    encode,
+    load_model,
+    load_tokenizer,
+    save_model,
+    stop_ids,
+    weights_sha256,
+)
 from talltree.models.policy import Reference, add_lora, trainable
 from talltree.preflight import preflight
 from talltree.types import Prompt, Rollout
@@ -401,3 +410,29 @@ def test_preflight_tells_a_reloaded_policy_from_one_in_training_mode(tmp_path):
     assert dropout_status() == "ok"
     model.train()
     assert dropout_status() == "breach"
+
+
+def test_the_hash_of_the_weights_sees_every_weight_but_no_adapter():
+    model = llama()
+    before = weights_sha256(model)
+    assert before == weights_sha256(llama())
+    with torch.no_grad():
+        model.model.norm.weight[3] += 1e-3
+    assert weights_sha256(model) != before
+    adapted = add_lora(llama(), 2, 4.0, 0)
+    before = weights_sha256(adapted)
+    with torch.no_grad():
+        next(p for name, p in adapted.named_parameters() if "lora_A" in name)[0, 0] += 1
+    assert weights_sha256(adapted) == before
+
+
+def test_where_to_compute(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert compute_device("auto") == compute_device("cpu") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="torch sees no GPU"):
+        compute_device("cuda")
+    with pytest.raises(ConfigError, match="bfloat16 gains nothing on this CPU"):
+        compute_device("auto", "bfloat16")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert compute_device("auto", "bfloat16").type == "cuda"
+    assert compute_device("cpu").type == "cpu"

@@ -27,7 +27,7 @@ from talltree.options import Option, groups, option, options, union_parts
 if typing.TYPE_CHECKING:
     import jsonargparse
 
-__all__ = ["Option", "flaws", "from_dict", "option", "options", "parse", "to_dict", "to_yaml"]
+__all__ = ["Option", "flaws", "from_dict", "option", "options", "parse", "resumed", "to_dict", "to_yaml"]
 
 T = TypeVar("T")
 
@@ -64,6 +64,30 @@ def from_dict(config_class: type[T], mapping: Mapping[str, Any]) -> T:
     """The config of a nested or dotted mapping, checked like a file; absent keys take their defaults."""
     known = {each.key: each for each in options(config_class)}
     return _build(config_class, known, list(_flatten(mapping, known, "")))
+
+
+def resumed(asked: T, kept: Mapping[str, Any], folder: Path, may_change: Sequence[str] = ()) -> T:
+    """The config `kept` of the run in `folder`, which `asked` continues.
+
+    What `may_change` names is taken from `asked` where that is not None. Raises ConfigError where `asked`
+    wants anything else that is neither the default nor the run's own.
+    """
+    config_class = type(asked)
+    config = from_dict(config_class, kept)
+    defaults, given, old = (
+        {each.key: each.default for each in options(config_class, defaults=source)}
+        for source in (None, asked, config)
+    )
+    for key, value in given.items():
+        here = key == "output_dir" and Path(value) == folder
+        if key == "resume" or key in may_change or value in (defaults[key], old[key]) or here:
+            continue
+        raise ConfigError(
+            f"--resume continues {folder} with its own config, where {key} is {old[key]}, but "
+            f"{value} is asked for; leave it out, or start a new run"
+        )
+    changed = {key: given[key] for key in may_change if given[key] is not None}
+    return dataclasses.replace(typing.cast(Any, config), **changed)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -135,6 +135,31 @@ PRETRAIN: Mapping[str, Metric] = {
     ),
 }
 
+SFT: Mapping[str, Metric] = {
+    "step": Metric("count", "optimiser updates so far, this one included; 0 is the model as it came", None),
+    "epoch": Metric(
+        "epochs", "passes over the training examples so far, this update included", "train/epoch"
+    ),
+    "tokens": Metric(
+        "tokens", "tokens learned from so far, repeats counted, prompts not", "train/num_tokens"
+    ),
+    "loss/train": Metric(
+        "nats/token", "mean of -log p(token) over the update's learned tokens", "train/loss"
+    ),
+    "loss/validation": Metric(
+        "nats/token", "mean of -log p(token) over the learned tokens of the held-out examples", "eval/loss"
+    ),
+    "grad_norm": Metric("loss/parameter", "L2 norm of the whole gradient before clipping", "train/grad_norm"),
+    "learning_rate": Metric("1/update", "learning rate of the update", "train/learning_rate"),
+    "time/step": Metric("seconds", "wall time of the update", "train/step_time"),
+    "time/validation": Metric(
+        "seconds", "wall time of the held-out loss and samples", "train/time/validation"
+    ),
+    "time/tokens_per_second": Metric(
+        "tokens/second", "learned tokens of the update / time/step", "train/tokens_per_second"
+    ),
+}
+
 COMPONENT_PREFIX = "reward/"
 
 
@@ -149,12 +174,14 @@ def component_key(name: str) -> str:
 def describe(key: str) -> Metric:
     """The Metric of any documented key, reward components included. Raises KeyError for another key.
 
-    A key that stands in both tables (step, time/...) has one unit and one tag in both.
+    A key that stands in several tables (step, time/...) has one unit and one tag in all.
     """
     if key in RL:
         return RL[key]
     if key in PRETRAIN:
         return PRETRAIN[key]
+    if key in SFT:
+        return SFT[key]
     if key.startswith(COMPONENT_PREFIX) and key != COMPONENT_PREFIX:
         return component(key.removeprefix(COMPONENT_PREFIX))
     raise KeyError(

@@ -226,6 +226,11 @@ class Run:
             )
         return json.loads(path.read_text(encoding="utf-8"))
 
+    def require_unended(self) -> None:
+        """Raises RunError if the run has ended, so that there is nothing to resume."""
+        if (self.folder / SUMMARY).is_file() and (reason := self.summary()["stop_reason"]) is not None:
+            raise RunError(f"{self.folder} has ended ({reason}); nothing is left to resume; start a new run")
+
     def _require_lock(self) -> None:
         if self._lock is None:
             raise RuntimeError(f"{self.folder} is open for reading; Run.create and Run.resume may write")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talltree.errors import ModelError
+from talltree.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -100,6 +101,34 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise ModelError(_cannot_load("tokenizer", name_or_path, source, error)) from error
+
+
+def compute_device(asked: str, dtype: str = "float32") -> torch.device:
+    """Where to compute: `auto` is cuda where there is one.
+
+    Raises ConfigError for a GPU that is not there, and for bfloat16 without one.
+    """
+    import torch
+
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    device = found if asked == "auto" else asked
+    if device == "cuda" and found == "cpu":
+        raise ConfigError("device cuda is asked for, but torch sees no GPU here; use device auto or cpu")
+    if dtype == "bfloat16" and device == "cpu":
+        raise ConfigError("dtype bfloat16 gains nothing on this CPU; use float32, or a GPU")
+    return torch.device(device)
+
+
+def weights_sha256(model: PreTrainedModel) -> str:
+    """SHA-256 of names and bytes of the weights, adapters left out; the same on every device."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if "lora_" not in name:
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

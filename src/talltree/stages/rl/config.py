@@ -147,6 +147,8 @@ class Config:
     stop: Stop = option(Stop(), "automatic stops")
     best: Best = option(Best(), "choice of the checkpoint for final/")
     output_dir: str = option("runs/rl", "run folder; must not exist yet")
+    licence: str = option("other", "licence that the model card states (a hub identifier)")
+    data_note: str = option("", "what the prompts are and where they are from, for the model card")
     resume: str | None = option(None, "run folder to continue; its own config is used")
 
     def check(self) -> None:

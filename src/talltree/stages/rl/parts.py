@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,9 +11,9 @@ from torch import nn
 from talltree import checkpoint, rewards
 from talltree.algorithms import Algorithm, algorithm
 from talltree.data.prompts import literal_prompts, read_prompts, split_prompts
-from talltree.errors import ConfigError
 from talltree.maths.losses import clipped
-from talltree.models.load import load_model, load_tokenizer, stop_ids
+from talltree.models import load
+from talltree.models.load import load_model, load_tokenizer, stop_ids, weights_sha256
 from talltree.models.optim import build_optimizer
 from talltree.models.policy import Reference, add_lora, trainable
 from talltree.rollout import encode_prompts
@@ -65,7 +64,7 @@ def load_parts(config: Config) -> Parts:
         policy = add_lora(policy, config.lora_r, config.lora_alpha or 2.0 * config.lora_r, config.seed)
     reference = Reference(policy)
     with reference.model() as model:
-        fingerprint = _sha256(model)
+        fingerprint = weights_sha256(model)
     optimizer = build_optimizer(
         config.optim, trainable(policy).values(), config.learning_rate, config.weight_decay
     )
@@ -76,14 +75,8 @@ def load_parts(config: Config) -> Parts:
 
 
 def compute_device(config: Config) -> torch.device:
-    """Where to compute. Raises ConfigError for a GPU that is not there, and for bfloat16 without one."""
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    device = found if config.device == "auto" else config.device
-    if device == "cuda" and found == "cpu":
-        raise ConfigError("device cuda is asked for, but torch sees no GPU here; use device auto or cpu")
-    if config.dtype == "bfloat16" and device == "cpu":
-        raise ConfigError("dtype bfloat16 gains nothing on this CPU; use float32, or a GPU")
-    return torch.device(device)
+    """Where to compute; see `load.compute_device`."""
+    return load.compute_device(config.device, config.dtype)
 
 
 def _prompts(config: Config) -> tuple[list[Prompt], dict[str, str]]:
@@ -99,13 +92,3 @@ def _algorithm(config: Config) -> Algorithm:
     if config.clip is None or config.algorithm == "grpo":
         return row
     return row._replace(surrogate=clipped(*config.clip))
-
-
-def _sha256(model: PreTrainedModel) -> str:
-    """SHA-256 of the weights without adapters."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if "lora_" not in name:
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from talltree import checkpoint
-from talltree.config import from_dict, options
-from talltree.errors import ConfigError, RunError
+from talltree.config import resumed
+from talltree.errors import RunError
 from talltree.maths.advantages import MovingBaseline
 from talltree.maths.controllers import KLController
 from talltree.models.load import load_model
 from talltree.models.policy import trainable
-from talltree.run import SUMMARY, Run
+from talltree.run import Run
 from talltree.stages.rl.config import Config
 from talltree.stages.rl.parts import REWARD_FILE, Parts
 from talltree.stops import is_candidate, window_reward
@@ -97,23 +97,9 @@ def resumed_config(asked: Config) -> Config:
 
     Raises RunError if that run has ended, ConfigError where the command asks for something else.
     """
-    folder = Path(str(asked.resume))
-    run = Run.open(folder)
-    if (folder / SUMMARY).is_file() and (reason := run.summary()["stop_reason"]) is not None:
-        raise RunError(f"{folder} has ended ({reason}); nothing is left to resume; start a new run")
-    config = from_dict(Config, run.config)
-    defaults, given, kept = (options(Config, defaults=each) for each in (Config(), asked, config))
-    for default, new, old in zip(defaults, given, kept, strict=True):
-        here = new.key == "output_dir" and Path(new.default) == folder
-        if new.key in MAY_CHANGE:
-            continue
-        if new.key != "resume" and new.default not in (default.default, old.default) and not here:
-            raise ConfigError(
-                f"--resume continues {folder} with its own config, where {new.key} is {old.default}, but "
-                f"{new.default} is asked for; leave it out, or start a new run"
-            )
-    changed = {key: getattr(asked, key) for key in MAY_CHANGE if getattr(asked, key) is not None}
-    return dataclasses.replace(config, **changed)
+    run = Run.open(str(asked.resume))
+    run.require_unended()
+    return resumed(asked, run.config, run.folder, MAY_CHANGE)
 
 
 def restore(config: Config, parts: Parts, folder: Run, say: Callable[[str], None]) -> State:
