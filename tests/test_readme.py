@@ -13,7 +13,11 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALLER = {
     "rl": "--steps 2 --num_generations 2 --batch_size 4 --max_completion_length 12 --eval_samples 4",
-    "sample": "--max_completion_length 12",
+    "sample": "--max_completion_length 32 --count 300 --unended keep",
+    "tokenizer": "--vocab_size 512 --corpus.validation_share 0.2",
+    "pretrain": "--steps 2 --batch_size 2 --schedule.warmup_steps 1 --model.context 64"
+    " --corpus.validation_share 0.2",
+    "sft": "--split none --steps 2 --batch_size 4 --samples 1 --corpus.validation_share 0.2",
 }
 """Appended to each command of a stage, so that the suite stays quick; a later option wins."""
 
@@ -67,13 +71,21 @@ def test_commands_run_in_their_order(tmp_path: Path) -> None:
     assert ran >= 5
     assert (tmp_path / "runs/kinder/report.html").is_file()
     assert (tmp_path / "runs/alliteration/final/model.safetensors").is_file()
+    assert (tmp_path / "runs/tuned/final/README.md").is_file()
 
 
 @pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "recipes").glob("*.yaml")))
-def test_every_recipe_is_a_valid_config(recipe: str) -> None:
+def test_every_recipe_is_a_valid_config(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from talltree.config import parse
-    from talltree.stages import pretrain, rl, tokenizer
+    from talltree.stages import pretrain, rl, sft, tokenizer
 
     stage = {"seedling.yaml": pretrain, "seedling_tokenizer.yaml": tokenizer}.get(recipe, rl)
-    config = parse(stage.Config, ["--config", str(ROOT / "recipes" / recipe)], "talltree")
+    arguments = ["--config", f"recipes/{recipe}"]
+    if recipe.startswith("sft_"):  # it says how to train; the command in its comment names the data as well
+        text = (ROOT / "recipes" / recipe).read_text(encoding="utf-8")
+        stage, command = sft, re.search(r"^# +talltree sft (.*)$", text, re.MULTILINE)
+        assert command is not None and f"recipes/{recipe}" in command[1]
+        arguments = shlex.split(command[1])
+    monkeypatch.chdir(ROOT)
+    config = parse(stage.Config, arguments, "talltree")
     assert config.output_dir.startswith("runs/")

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,13 +203,18 @@ def _manifest_bytes(digests: Mapping[str, Mapping[str, Any]]) -> bytes:
     return (json.dumps({"files": digests}, indent=1, sort_keys=True) + "\n").encode()
 
 
-def verify(folder: Path) -> None:
-    """Checks every file of a saved folder against its manifest. Raises RunError naming the first bad file."""
+def verify(folder: Path, may_differ: Collection[str] = ()) -> None:
+    """Checks every file of a saved folder against its manifest, but for the names in `may_differ`.
+
+    Raises RunError naming the first bad file.
+    """
     if not folder.is_dir():
         raise RunError(f"{folder} does not exist or is not a folder")
     digests = _read_manifest(folder)
     present = set(_file_names(folder))
     for name, expected in digests.items():
+        if name in may_differ:
+            continue
         if name not in present:
             raise RunError(f"{folder} is damaged: {name} is missing")
         size = (folder / name).stat().st_size
@@ -219,7 +224,7 @@ def verify(folder: Path) -> None:
             )
         if file_sha256(folder / name) != expected["sha256"]:
             raise RunError(f"{folder} is damaged: {name} does not have the SHA-256 that {MANIFEST} gives")
-    for name in sorted(present - digests.keys()):
+    for name in sorted(present - digests.keys() - set(may_differ)):
         raise RunError(
             f"{folder} is damaged: {name} is not listed in {MANIFEST}; remove it if you put it there"
         )

@@ -14,8 +14,10 @@ from talltree.errors import TallTreeError
 STAGES: dict[str, tuple[str, str]] = {
     "tokenizer": ("talltree.stages.tokenizer", "train a byte-level BPE tokenizer on a corpus"),
     "pretrain": ("talltree.stages.pretrain", "train a small causal language model from scratch"),
+    "sft": ("talltree.stages.sft", "fine-tune a model on prompts and completions"),
     "sample": ("talltree.stages.sample", "write texts with a model"),
     "rl": ("talltree.stages.rl", "reinforcement learning of a model on a reward"),
+    "push": ("talltree.stages.push", "upload a model and its card to a hub"),
     "report": ("talltree.report", "write a run folder's report.html"),
     "demo": ("talltree.demo", "a small model learns to alliterate, in minutes"),
 }

@@ -29,5 +29,9 @@ class RunError(TallTreeError):
     """A run folder that exists, is missing, or holds no usable checkpoint."""
 
 
+class HubError(TallTreeError):
+    """A hub that cannot be reached, or that refuses what is asked of it."""
+
+
 class ContractError(TallTreeError):
     """A breach of the numeric contract, found by preflight or by the training loop."""

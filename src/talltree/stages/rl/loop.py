@@ -20,11 +20,11 @@ from talltree.interrupt import Interrupts
 from talltree.maths.advantages import MovingBaseline
 from talltree.maths.controllers import updated
 from talltree.maths.kl import blog_beta_from_coef, kl_loss
-from talltree.models.load import save_model
 from talltree.models.memory import out_of_memory
 from talltree.models.optim import schedule
 from talltree.preflight import Check, require
 from talltree.run import Run, environment, refuse_used
+from talltree.stages.rl.card import write_final
 from talltree.stages.rl.config import Config
 from talltree.stages.rl.measure import (
     PREFLIGHT_SAMPLES,
@@ -320,8 +320,6 @@ def _finish(config: Config, parts: Parts, state: State, folder: Run, ending: End
         measure(config, parts, coef, folder.folder / f"{side}.jsonl", reference=side == "before")
         for side, coef in (("before", config.coef), ("after", state.controller.coef))
     )
-    checkpoint.save_folder(folder.final, lambda target: save_model(target, parts.policy, parts.tokenizer))
-    folder.merge_samples()
     summary = folder.summary()
     summary |= {
         "before": before,
@@ -332,6 +330,10 @@ def _finish(config: Config, parts: Parts, state: State, folder: Run, ending: End
         "stop_reason": ending.reason,
         "wall_time_seconds": summary["wall_time_seconds"] + time.monotonic() - started,
     }
+    checkpoint.save_folder(
+        folder.final, lambda target: write_final(target, config, parts, summary, folder.environment)
+    )
+    folder.merge_samples()
     folder.write_summary(summary)
     _say(f"{ending.reason}; final/ is step {chosen}")
     for name, unit in (("reward", ""), ("kl", " nats"), ("length", " tokens")):
