@@ -1,4 +1,4 @@
-"""`python -m bench rl | sample | scale [--key value ...]`; --help lists the options of each."""
+"""`python -m bench rl | sample | scale | pretrain [--key value ...]`; --help lists the options of each."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {
     "rl": (commands.Rl, commands.rl),
     "sample": (commands.Sample, commands.sample),
     "scale": (commands.Scale, commands.scale),
+    "pretrain": (commands.Pretrain, commands.pretrain),
 }
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -27,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs one benchmark and returns its exit status: 0, 2 for a user's error, 130 when interrupted."""
     try:
         if not argv or argv[0] in ("--help", "-h", "help"):
-            print("usage: python -m bench rl | sample | scale [--key value ...]; with --help: its options")
+            print("usage: python -m bench rl | sample | scale | pretrain [--key value ...]; --help: options")
             return 0 if argv else USER_ERROR
         name, *rest = argv
         if name not in COMMANDS:

@@ -1,7 +1,8 @@
-"""The three benchmarks: their options, what runs in which order, and the figures as plain values."""
+"""The four benchmarks: their options, what runs in which order, and the figures as plain values."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -72,6 +73,25 @@ class Scale(Common):
     steps: int = option(2, "timed steps of each size, after two that warm up", unit="steps", low=1)
 
 
+@dataclass(frozen=True)
+class Pretrain(Common):
+    """One update of our pretraining against one of the transformers Trainer, in turn."""
+
+    shape: str = option("15m", "shape of the model", choices=("15m", "124m"))
+    rows: int = option(16, "rows of the shape's context in an update", unit="rows", low=1)
+    steps: int = option(
+        4, "timed steps of each side in each round, after two that warm up", unit="steps", low=1
+    )
+    rounds: int = option(2, "how often both sides take their turn", unit="rounds", low=1)
+    ours: str = option("{}", "settings of talltree pretrain to try, as a JSON object")
+    trainer: str = option("{}", "settings of TrainingArguments to try, as a JSON object")
+
+    def check(self) -> None:
+        """Raises ConfigError where ours or trainer is no JSON object."""
+        _json_object("ours", self.ours)
+        _json_object("trainer", self.trainer)
+
+
 def rl(options: Rl) -> dict[str, Any]:
     """Every row in turn: ours, TRL, ours, TRL; the machine is measured before and after."""
     has_trl = importlib.util.find_spec("trl") is not None
@@ -103,6 +123,34 @@ def rl_row(row: Row, options: Rl, overrides: Mapping[str, Any], has_trl: bool) -
     if has_trl:
         result |= compare(sides["ours"], sides["trl"])
     return result
+
+
+def pretrain(options: Pretrain) -> dict[str, Any]:
+    """Ours, the Trainer, ours, the Trainer: all steps, and medians, memory and ratios from them."""
+    machine = [_machine(options)]
+    shape = SHAPES[options.shape]
+    extra = {side: _json_object(side, getattr(options, side)) for side in ("ours", "trainer")}
+    sides: dict[str, list[dict[str, Any]]] = {"ours": [], "trainer": []}
+    with tempfile.TemporaryDirectory(prefix="talltree-bench-") as data:
+        task = {
+            "shape": dataclasses.asdict(shape), "rows": options.rows, "steps": options.steps, "data": data,
+            "device": options.device, **extra,
+        }  # fmt: skip
+        measure("pretrain", {**task, "side": "data"}, options.threads)
+        for number in range(options.rounds):
+            for side, rounds in sides.items():
+                _say(f"{shape.name}: round {number + 1} of {options.rounds}, {side}")
+                rounds.append(measure("pretrain", {**task, "side": side}, options.threads))
+    best = fastest([*machine, _machine(options)])
+    floor = 6 * shape.matrix_parameters * options.rows * shape.context / best["matrix_rate"]
+    result: dict[str, Any] = {"name": f"{shape.name}-{options.rows}", "floor_seconds": floor}
+    result |= {side: summary(rounds) for side, rounds in sides.items()}
+    return {
+        "bench": "pretrain",
+        "machine": best,
+        "settings": {"steps": options.steps, "rounds": options.rounds, **extra},
+        "rows": [result | compare(sides["ours"], sides["trainer"])],
+    }
 
 
 def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:

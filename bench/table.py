@@ -23,7 +23,9 @@ def show(result: Mapping[str, Any]) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, emoji=False, width=WIDTH)
     console.print(machine_line(result["machine"]), markup=False)
-    for table in {"rl": _rl, "sample": _sample, "scale": _scale}[result["bench"]](result["rows"]):
+    for table in {"rl": _rl, "sample": _sample, "scale": _scale, "pretrain": _pretrain}[result["bench"]](
+        result["rows"]
+    ):
         console.print(table)
     if result["bench"] != "sample":
         console.print(
@@ -97,6 +99,27 @@ def _scale(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
             f"{row['roofline_multiple']:.2f}",
             _memory(own),
         )
+    return [table]
+
+
+def _pretrain(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    table = _table(
+        "shape-rows", "side", "s a step", "tokens/s", "x floor", "peak GB", "trainer / ours: time", "memory"
+    )
+    for row in rows:
+        table.add_row(row["name"], "floor", f"{row['floor_seconds']:.2f}")
+        for side in ("ours", "trainer"):
+            own = row[side]
+            compared = [_spread(row[key]) for key in ("ratio", "memory_ratio")] if side == "trainer" else []
+            table.add_row(
+                "",
+                side,
+                _spread(own["seconds"]),
+                f"{own['tokens_per_second']['median']:,.0f}",
+                f"{own['seconds']['median'] / row['floor_seconds']:.2f}",
+                _memory(own),
+                *compared,
+            )
     return [table]
 
 

@@ -109,7 +109,7 @@ def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {"<pad>": PAD, "<stop>": STOP} | {_word(token): token for token in range(2, vocabulary)}
+    words = {"<pad>": PAD, "<stop>": STOP} | {word(token): token for token in range(2, vocabulary)}
     backend = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<stop>")
@@ -117,7 +117,7 @@ def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 def prompt() -> str:
     """The one prompt of every measurement."""
-    return " ".join(_word(token) for token in prompt_ids())
+    return " ".join(word(token) for token in prompt_ids())
 
 
 def prompt_ids() -> list[int]:
@@ -125,5 +125,6 @@ def prompt_ids() -> list[int]:
     return list(range(2, 2 + PROMPT_TOKENS))
 
 
-def _word(token: int) -> str:
+def word(token: int) -> str:
+    """The word of a token; first letters take turns."""
     return f"{chr(ord('a') + token % 26)}{token}"

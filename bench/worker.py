@@ -24,6 +24,7 @@ KINDS = {
     "ours": "bench.ours",
     "trl": "bench.peer",
     "sampling": "bench.sampling",
+    "pretrain": "bench.pretrain",
 }
 """Kind of measurement -> module with `work(task) -> dict`."""
 

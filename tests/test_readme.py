@@ -79,12 +79,12 @@ def test_every_recipe_is_a_valid_config(recipe: str, monkeypatch: pytest.MonkeyP
     from talltree.config import parse
     from talltree.stages import pretrain, rl, sft, tokenizer
 
-    stage = {"seedling.yaml": pretrain, "seedling_tokenizer.yaml": tokenizer}.get(recipe, rl)
+    named = {"seedling.yaml": pretrain, "seedling_tokenizer.yaml": tokenizer}
+    stage = named.get(recipe, {"sft": sft, "pretrain": pretrain}.get(recipe.partition("_")[0], rl))
     arguments = ["--config", f"recipes/{recipe}"]
-    if recipe.startswith("sft_"):  # it says how to train; the command in its comment names the data as well
-        text = (ROOT / "recipes" / recipe).read_text(encoding="utf-8")
-        stage, command = sft, re.search(r"^# +talltree sft (.*)$", text, re.MULTILINE)
-        assert command is not None and f"recipes/{recipe}" in command[1]
+    # A recipe that says only how to train has a command in its comment that names the data as well.
+    text = (ROOT / "recipes" / recipe).read_text(encoding="utf-8")
+    if command := re.search(rf"^# +talltree \w+ (.*recipes/{re.escape(recipe)}.*)$", text, re.MULTILINE):
         arguments = shlex.split(command[1])
     monkeypatch.chdir(ROOT)
     config = parse(stage.Config, arguments, "talltree")

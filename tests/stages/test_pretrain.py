@@ -3,7 +3,10 @@
 import json
 import math
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +16,22 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from talltree.config import flaws, from_dict, to_dict
+from talltree.config import flaws, from_dict, to_dict, to_yaml
+from talltree.data.corpus_options import CorpusOptions
 from talltree.errors import ConfigError, ContractError, RunError, TallTreeError
 from talltree.maths.muon import orthogonalise
 from talltree.models.build import Shape, build
 from talltree.models.optim import Muon
-from talltree.stages.pretrain import loop as pretrain
-from talltree.stages.pretrain.config import Schedule
+from talltree.stages.pretrain import loop, measure
+from talltree.stages.pretrain import update as updates
+from talltree.stages.pretrain.config import Config, Schedule
+from talltree.stages.pretrain.objective import Objective
+from talltree.stages.pretrain.team import Team
 from talltree.stages.tokenizer import train as tokenizer
+from tests import tiny
 
+ALONE = Team(None, 0, 1, torch.device("cpu"), False)
+SMALL = {"hidden_size": 16, "layers": 2, "heads": 2, "context": 32}
 TINY = Shape(hidden_size=16, layers=2, heads=2, kv_heads=1, intermediate_size=24, context=32)
 
 
@@ -41,28 +51,33 @@ def corpus(tmp_path_factory):
 def tokens(corpus, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "tok"
     tokenizer.run(
-        tokenizer.Config(dataset_name=corpus, output_dir=str(output), vocab_size=300, validation_share=0.2)
+        tokenizer.Config(
+            dataset_name=corpus,
+            output_dir=str(output),
+            vocab_size=300,
+            corpus=CorpusOptions(validation_share=0.2),
+        )
     )
     return str(output / "final")
 
 
 @pytest.fixture
 def config(corpus, tokens, tmp_path):
-    return pretrain.Config(
+    return Config(
         dataset_name=corpus, tokenizer_name_or_path=tokens, output_dir=str(tmp_path / "run"), model=TINY,
-        validation_share=0.2, steps=6, batch_size=4, schedule=Schedule(warmup_steps=2),
+        corpus=CorpusOptions(validation_share=0.2), steps=6, batch_size=4, schedule=Schedule(warmup_steps=2),
         validation_every=3, sample_every=3, checkpoint_every=2, log_every=2, keep_checkpoints=9,
     )  # fmt: skip
 
 
 def test_config_is_whole_and_repeats_itself(config):
-    assert flaws(pretrain.Config) == []
-    assert from_dict(pretrain.Config, to_dict(config)) == config
+    assert flaws(Config) == []
+    assert from_dict(Config, to_dict(config)) == config
 
 
 def test_schedules_by_hand(config):
     def factor(plan, step, steps):
-        return pretrain.learning_rate_factor(replace(config, schedule=plan, steps=steps), step)
+        return updates.learning_rate_factor(replace(config, schedule=plan, steps=steps), step)
 
     cosine = Schedule(name="cosine", warmup_steps=4, final_factor=0.1)
     assert [factor(cosine, step, 12) for step in (1, 2, 4, 5)] == [0.25, 0.5, 1.0, 1.0]
@@ -78,7 +93,7 @@ def test_schedules_by_hand(config):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_every_parameter_is_in_one_group_and_vectors_do_not_decay(config, tokens, architecture, optimizer):
     model = build(replace(TINY, architecture=architecture), AutoTokenizer.from_pretrained(tokens), seed=0)
-    optimizers = pretrain.make_optimizers(model, replace(config, optimizer=optimizer))
+    optimizers = updates.make_optimizers(model, replace(config, optimizer=optimizer))
     groups = [(each, group) for each in optimizers for group in each.param_groups]
     seen = [id(p) for _, group in groups for p in group["params"]]
     assert sorted(seen) == sorted(id(p) for p in model.parameters())
@@ -151,7 +166,11 @@ def test_held_out_loss_equals_one_document_at_a_time(tokens):
             expected -= logp[range(len(window) - 1), window[1:]].sum().item()
             count += len(window) - 1
     assert count == sum(len(document) + 1 for document in documents)
-    assert pretrain.held_out_nats(model, documents, 32, 0) == (pytest.approx(expected, rel=1e-5), count)
+    objective = Objective(model, separated=None, bfloat16=False, chunked=True)
+    assert measure.held_out_nats(objective, documents, 32, 0, ALONE) == (
+        pytest.approx(expected, rel=1e-5),
+        count,
+    )
 
 
 def test_micro_batches_change_nothing(config, tokens):
@@ -160,7 +179,8 @@ def test_micro_batches_change_nothing(config, tokens):
     for micro in (6, 2, 1):
         model = build(TINY, AutoTokenizer.from_pretrained(tokens), seed=0)
         optimizers = [torch.optim.SGD(model.parameters(), lr=0.1)]
-        found = pretrain.update(model, model, optimizers, batch, micro, 1.0)
+        objective = Objective(model, separated=None, bfloat16=False, chunked=True)
+        found = updates.update(objective, optimizers, batch, micro, 1.0, ALONE)
         results.append((found, model.model.layers[0].mlp.up_proj.weight.detach()))
     for (loss, norm), weight in results[1:]:
         assert (loss, norm) == (
@@ -177,7 +197,8 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights(tokens):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizers = [torch.optim.AdamW(model.parameters(), lr=1.0)]
     with pytest.raises(ContractError, match="not finite"):
-        pretrain.update(model, model, optimizers, torch.randint(2, 300, (2, 33)), 2, 1.0)
+        objective = Objective(model, separated=None, bfloat16=False, chunked=True)
+        updates.update(objective, optimizers, torch.randint(2, 300, (2, 33)), 2, 1.0, ALONE)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -189,8 +210,8 @@ def exact(folder):
 @pytest.mark.parametrize(("optimizer", "stops"), [("adamw", (3,)), ("muon", (1, 2, 5))])
 def test_resume_equals_the_run_never_interrupted(config, tmp_path, monkeypatch, optimizer, stops):
     config = replace(config, optimizer=optimizer, micro_batch_size=2)
-    pretrain.run(config)
-    plain = pretrain.update
+    loop.run(config)
+    plain = updates.update
     for stop in stops:
         folder = tmp_path / f"stopped-{stop}"
         calls = iter(range(1, 100))
@@ -200,12 +221,12 @@ def test_resume_equals_the_run_never_interrupted(config, tmp_path, monkeypatch, 
                 os.kill(os.getpid(), signal.SIGTERM)
             return plain(*arguments)
 
-        monkeypatch.setattr(pretrain, "update", update_then_signal)
-        pretrain.run(replace(config, output_dir=str(folder)))
+        monkeypatch.setattr(loop, "update", update_then_signal)
+        loop.run(replace(config, output_dir=str(folder)))
         assert (folder / "checkpoints" / f"step-{stop}").is_dir()
         assert not (folder / "final").exists()
-        monkeypatch.setattr(pretrain, "update", plain)
-        pretrain.run(pretrain.Config(resume=str(folder)))
+        monkeypatch.setattr(loop, "update", plain)
+        loop.run(Config(resume=str(folder)))
         for name in ("checkpoints/step-6/model.safetensors", "checkpoints/step-6/state.safetensors"):
             found, expected = load_file(folder / name), load_file(tmp_path / "run" / name)
             assert found.keys() == expected.keys()
@@ -218,7 +239,7 @@ def test_it_learns_and_writes_what_others_load(config, tmp_path):
         config, steps=60, learning_rate=1e-2, optimizer="muon", validation_every=30, sample_every=60,
         checkpoint_every=60, final_dtype="bfloat16", data_note="Toy sentences.",
     )  # fmt: skip
-    pretrain.run(config)
+    loop.run(config)
     folder = tmp_path / "run"
     rows = exact(folder)
     assert rows[0]["loss/train"] == pytest.approx(math.log(300), abs=0.5)
@@ -251,7 +272,7 @@ def test_it_learns_and_writes_what_others_load(config, tmp_path):
 
 
 def test_time_limit_saves(config, tmp_path, capsys):
-    pretrain.run(replace(config, max_minutes=1e-9))
+    loop.run(replace(config, max_minutes=1e-9))
     assert (tmp_path / "run" / "checkpoints" / "step-1" / "state.json").is_file()
     assert f"talltree pretrain --resume {tmp_path / 'run'}" in capsys.readouterr().out
 
@@ -259,28 +280,122 @@ def test_time_limit_saves(config, tmp_path, capsys):
 def test_a_changed_corpus_or_tokenizer_is_refused_on_resume(config, corpus, tokens, tmp_path):
     changed = tmp_path / "stories.jsonl"
     changed.write_bytes(Path(corpus).read_bytes())
-    pretrain.run(replace(config, dataset_name=str(changed), max_minutes=1e-9))
+    loop.run(replace(config, dataset_name=str(changed), max_minutes=1e-9))
     changed.write_text(changed.read_text() + '{"text": "One more."}\n')
     with pytest.raises(RunError, match=r"stories\.jsonl"):
-        pretrain.run(pretrain.Config(resume=config.output_dir))
+        loop.run(Config(resume=config.output_dir))
+
+
+def test_another_vocabulary_on_resume_is_refused(config, corpus, tokens, tmp_path):
+    loop.run(replace(config, max_minutes=1e-9))
+    other = tmp_path / "tok"
+    tokenizer.run(
+        tokenizer.Config(
+            dataset_name=corpus, output_dir=str(other), vocab_size=280,
+            corpus=CorpusOptions(validation_share=0.2),
+        )
+    )  # fmt: skip
+    path = tmp_path / "run" / "config.yaml"
+    path.write_text(path.read_text().replace(tokens, str(other / "final")))
+    with pytest.raises(
+        RunError, match=r"its model has 300 tokens and tokenizer \S+ 280; give back"
+    ) as caught:
+        loop.run(Config(resume=config.output_dir))
+    assert "\n" not in str(caught.value)
+
+
+def test_other_rules_of_the_same_vocabulary_are_refused_on_resume(config, tokens, tmp_path):
+    loop.run(replace(config, max_minutes=1e-9))
+    other = tmp_path / "tok"
+    shutil.copytree(tokens, other)
+    rules = json.loads((other / "tokenizer.json").read_text())
+    rules["model"]["merges"] = rules["model"]["merges"][:-1]
+    (other / "tokenizer.json").write_text(json.dumps(rules))
+    path = tmp_path / "run" / "config.yaml"
+    path.write_text(path.read_text().replace(tokens, str(other)))
+    with pytest.raises(RunError, match="the tokenizer is not the one that the run began with"):
+        loop.run(Config(resume=config.output_dir))
+
+
+def test_other_corpus_options_are_refused_on_resume(config, tmp_path):
+    loop.run(replace(config, max_minutes=1e-9))
+    path = tmp_path / "run" / "config.yaml"
+    changed = path.read_text().replace("validation_share: 0.2", "validation_share: 0.3")
+    assert changed != path.read_text()
+    path.write_text(changed)
+    with pytest.raises(RunError, match="the corpus is not the one that the run began with .*_documents"):
+        loop.run(Config(resume=config.output_dir))
+
+
+def test_milestones_stay_beside_the_newest(config, tmp_path):
+    loop.run(replace(config, milestones=[1, 3], checkpoint_every=2, keep_checkpoints=1))
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-1", "step-3", "step-6"]
+
+
+def test_a_full_disk_in_the_middle_of_a_checkpoint_loses_nothing(config, tmp_path):
+    """A limit on file size stands for the full disk: the kernel refuses the second checkpoint."""
+    path = tmp_path / "c.yaml"
+    path.write_text(to_yaml(config))
+    # The optimiser's state is the largest file; metrics and TensorBoard stay far below the limit.
+    code = (
+        "import resource, sys\n"
+        "from talltree import cli\n"
+        "from talltree.run import Run\n"
+        "save = Run.save_checkpoint\n"
+        "def limited(self, step, *rest, **named):\n"
+        "    if step == 4:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, -1))\n"
+        "    return save(self, step, *rest, **named)\n"
+        "Run.save_checkpoint = limited\n"
+        "sys.exit(cli.main(['pretrain', '--config', sys.argv[1]]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert done.returncode == 2
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("talltree pretrain: error: cannot write ") and "step-4: File too large" in said
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
+    loop.run(replace(config, output_dir=str(tmp_path / "whole")))
+    loop.run(Config(resume=str(tmp_path / "run")))
+    assert exact(tmp_path / "run") == exact(tmp_path / "whole")
+
+
+def test_a_tokenizer_for_other_text_is_refused(config, tmp_path):
+    tiny.tokenizer().save_pretrained(tmp_path / "words")
+    with pytest.raises(TallTreeError, match="does not know|unknown|tokens"):
+        loop.run(replace(config, tokenizer_name_or_path=str(tmp_path / "words"), sample_prompts=[]))
+
+
+def test_separated_documents_train_and_resume(config, tmp_path):
+    separated = replace(config, documents="separated", model=Shape(name="gpt2-tiny", **SMALL))
+    loop.run(separated)
+    loop.run(replace(separated, output_dir=str(tmp_path / "half"), max_minutes=1e-9))
+    loop.run(Config(resume=str(tmp_path / "half")))
+    assert exact(tmp_path / "half") == exact(tmp_path / "run")
+    packed = replace(separated, documents="packed", output_dir=str(tmp_path / "packed"))
+    loop.run(packed)
+    assert exact(tmp_path / "packed")[0]["loss/train"] != exact(tmp_path / "run")[0]["loss/train"]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"batch_size": 4096}, "fewer than the 4096 of one batch"),
         ({"sample_prompts": ["x " * 40]}, "fewer than model.context 32"),
         ({"model": replace(TINY, context=4096)}, "fewer than two windows"),
     ],
 )
 def test_what_cannot_train_is_refused_before_there_is_a_folder(config, tmp_path, changes, message):
     with pytest.raises(TallTreeError, match=message):
-        pretrain.run(replace(config, **changes))
+        loop.run(replace(config, **changes))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"model": {"name": "gpt2-smal"}}, "'gpt2-smal' is not known; nearest: gpt2-small"),
+        ({"milestones": [2000]}, "step 2000 is after the last of steps 1000"),
         ({"batch_size": 6, "micro_batch_size": 4}, "micro_batch_size 4; try micro_batch_size 2"),
         ({"schedule": {"warmup_steps": 50}, "steps": 50}, "warmup_steps 50 is not below steps 50"),
         ({"model": {"hidden_size": 100, "heads": 6}}, "hidden_size 100"),
@@ -291,6 +406,6 @@ def test_what_cannot_train_is_refused_before_there_is_a_folder(config, tmp_path,
 )
 def test_bad_configs_are_refused_in_one_line(changes, message):
     with pytest.raises(ConfigError) as caught:
-        from_dict(pretrain.Config, {"dataset_name": "a.txt", "tokenizer_name_or_path": "t", **changes})
+        from_dict(Config, {"dataset_name": "a.txt", "tokenizer_name_or_path": "t", **changes})
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
