@@ -122,14 +122,14 @@ BAD_REWARDS = {
     "7": ["returned an int", "must return a list of numbers or None"],
     "[1.0] * (len(texts) - 1) + [float('nan')]": ["returned nan for completion {last}"],
     "[float('inf')] + [1.0] * (len(texts) - 1)": ["returned inf for completion 0"],
-    "[1 / 0 for text in texts]": ["raised ZeroDivisionError: division by zero (bad.py:"],
+    "[1 / 0 for text in texts]": ["raised ZeroDivisionError: division by zero (good.py:"],
     "[None for text in texts]": ["scored none of {all} completions"],
 }
 
 
 @pytest.mark.parametrize("body", BAD_REWARDS)
 def test_a_bad_reward_is_found_before_there_is_a_folder(task, refused, tmp_path, body):
-    path = tmp_path / "bad.py"
+    path = tmp_path / "good.py"
     path.write_text(f"def f(prompts, completions):\n    texts = completions\n    return {body}\n")
     line = refused("rl", *rl(task, tmp_path / "run", reward=f"{path}:f"))
     for part in BAD_REWARDS[body]:
@@ -172,12 +172,16 @@ def mended_run_is_exact(path, folder, unbroken, capsys):
     assert cli.main(["rl", "--resume", str(folder)]) == 0
     assert f"reward {path.name} has changed since" in capsys.readouterr().out
     assert toy.rows(folder) == toy.rows(unbroken)
-    assert toy.contents(folder / "final") == toy.contents(unbroken / "final")
+    left, right = (toy.contents(run / "final") for run in (folder, unbroken))
+    # The card, and with it the manifest, tells of the reward file that the run was started with.
+    for name in left.keys() - {"README.md", "manifest.json"}:
+        assert left[name] == right[name], name
+    assert left.keys() == right.keys()
 
 
 @pytest.mark.parametrize("body", BAD_REWARDS)
 def test_a_reward_that_fails_in_the_middle_loses_nothing(task, tmp_path, capsys, unbroken, body):
-    path, folder = tmp_path / "bad.py", tmp_path / "run"
+    path, folder = tmp_path / "good.py", tmp_path / "run"
     path.write_text(FAILING.format(bad=body, good=GOOD, call=4, spans="pass"))
     assert cli.main(["rl", *rl(task, folder, reward=f"{path}:f", steps=5, checkpoint_every=4)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -191,19 +195,19 @@ def test_a_reward_that_fails_in_the_middle_loses_nothing(task, tmp_path, capsys,
 
 
 def test_spans_that_fail_in_the_middle_lose_nothing(task, tmp_path, capsys, unbroken):
-    path, folder = tmp_path / "bad.py", tmp_path / "run"
+    path, folder = tmp_path / "good.py", tmp_path / "run"
     spans = "if calls == 4: raise KeyError('no such word')"
     path.write_text(FAILING.format(bad=GOOD, good=GOOD, call=0, spans=spans))
     assert cli.main(["rl", *rl(task, folder, reward=f"{path}:f", steps=5, checkpoint_every=4)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert_says(line, "spans of reward f raised KeyError: 'no such word' (bad.py:", "step 2 is saved")
+    assert_says(line, "spans of reward f raised KeyError: 'no such word' (good.py:", "step 2 is saved")
     mended_run_is_exact(path, folder, unbroken, capsys)
 
 
 @pytest.mark.parametrize("call", [7, 8])
 def test_a_reward_that_fails_while_measuring_loses_nothing(task, tmp_path, capsys, unbroken, call):
     """When all steps are made, on what came before them or on what came after."""
-    path, folder = tmp_path / "bad.py", tmp_path / "run"
+    path, folder = tmp_path / "good.py", tmp_path / "run"
     path.write_text(FAILING.format(bad="None", good=GOOD, call=call, spans="pass"))
     assert cli.main(["rl", *rl(task, folder, reward=f"{path}:f", steps=5, checkpoint_every=4)]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
@@ -352,7 +356,7 @@ def test_a_mistake_is_one_line_in_a_shell_too(task, tmp_path):
         env=toy.ENVIRONMENT,
     )
     assert done.returncode == 2
-    assert done.stdout == ""
+    assert done.stdout.splitlines() == [f"loading {task.model}"]
     assert len(done.stderr.splitlines()) == 1
     assert "has 70 tokens" in done.stderr
 

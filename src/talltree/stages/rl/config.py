@@ -25,7 +25,7 @@ class KL:
         above=0,
     )
     horizon: float = option(
-        10_000, "episodes over which the adaptive coefficient moves", unit="episodes", above=0
+        10_000.0, "episodes over which the adaptive coefficient moves", unit="episodes", above=0
     )
     loss: Literal["k1", "k2", "k3"] = option(
         "k3", "estimator where the KL stands in the loss (grpo); k1 is refused, its expected gradient is zero"

@@ -37,7 +37,7 @@ from talltree.stages.rl.measure import (
     score_rollout,
     seeded,
 )
-from talltree.stages.rl.parts import Parts, compute_device, load_parts
+from talltree.stages.rl.parts import Parts, load_parts
 from talltree.stages.rl.record import metrics_row
 from talltree.stages.rl.room import ran_out, require_room
 from talltree.stages.rl.state import (
@@ -76,7 +76,7 @@ def _start(config: Config) -> None:
     beta = blog_beta_from_coef(config.coef)
     _say(
         f"{config.algorithm} on {config.model_name_or_path}, reward {config.reward}; KL coefficient "
-        f"{config.coef:.4g} per nat (beta {beta:.4g} in the study's unit); device {compute_device(config)}"
+        f"{config.coef:.4g} per nat (beta {beta:.4g} in the study's unit); device {parts.policy.device}"
     )
     # Before there is a folder: a mistake in the reward shows here, and the mended command can be run again.
     _say(require_room(config, parts))

@@ -12,8 +12,7 @@ from talltree import checkpoint, rewards
 from talltree.algorithms import Algorithm, algorithm
 from talltree.data.prompts import literal_prompts, read_prompts, split_prompts
 from talltree.maths.losses import clipped
-from talltree.models import load
-from talltree.models.load import load_model, load_tokenizer, stop_ids, weights_sha256
+from talltree.models.load import compute_device, load_model, load_tokenizer, stop_ids, weights_sha256
 from talltree.models.optim import build_optimizer
 from talltree.models.policy import Reference, add_lora, trainable
 from talltree.rollout import encode_prompts
@@ -48,7 +47,7 @@ class Parts(NamedTuple):
 
 def load_parts(config: Config) -> Parts:
     """Loads what the config names, the quick and the likely mistakes first. Raises TallTreeError."""
-    device = compute_device(config)
+    device = compute_device(config.device, config.dtype)
     reward = rewards.load(config.reward)
     prompts, data_sha256 = _prompts(config)
     data_sha256 |= {
@@ -72,11 +71,6 @@ def load_parts(config: Config) -> Parts:
         policy, tokenizer, reference, fingerprint, reward, split.train, split.held_out,
         split.held_out_is_train, ids_of, stops, _algorithm(config), optimizer, data_sha256,
     )  # fmt: skip
-
-
-def compute_device(config: Config) -> torch.device:
-    """Where to compute; see `load.compute_device`."""
-    return load.compute_device(config.device, config.dtype)
 
 
 def _prompts(config: Config) -> tuple[list[Prompt], dict[str, str]]:
