@@ -56,6 +56,14 @@ def test_activations_are_counted_without_weights_and_scale_with_texts(name):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_a_family_without_a_known_head_is_counted_with_all_its_logits(monkeypatch):
+    model = gpt2()
+    whole = memory.training_bytes(model, 4, 12, False)
+    assert memory.training_bytes(model, 4, 12, True) < whole
+    monkeypatch.setattr(memory, "vocabulary_head", lambda model: None)
+    assert memory.training_bytes(model, 4, 12, True) == whole
+
+
 @pytest.mark.parametrize("fast", [True, False])
 def test_the_estimate_covers_what_a_real_step_takes(shared, fast):
     """Peak memory of a process that makes one update, less what it had before, against the need."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from talltree.maths.head import CHUNK_NUMBERS
+from talltree.models.score import vocabulary_head
 from talltree.models.views import base_model
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ def sampling_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
     """Sampling `rows` texts of `length` tokens: keys and values, twice while ended rows are dropped, the
     weights reordered, and the logits of one position with what is made of them.
     """
-    config = base_model(model).config
-    hidden, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
+    config = base_model(model).config.get_text_config()
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    heads = getattr(config, "num_attention_heads", 1)  # a model without attention keeps less than is said
     width = getattr(config, "head_dim", None) or hidden // heads
     kept = 2 * layers * (getattr(config, "num_key_value_heads", None) or heads) * width
     weights = sum(p.numel() for p in model.parameters())
@@ -70,9 +72,11 @@ def training_bytes(model: PreTrainedModel, texts: int, length: int, fast: bool) 
     gradient and the embedding's; and the logits with what is made of them: three times a chunk of the fast
     head, or eight times all of them.
     """
-    vocabulary, hidden = base_model(model).config.vocab_size, base_model(model).config.hidden_size
+    config = base_model(model).config.get_text_config()
+    vocabulary, hidden = config.vocab_size, config.hidden_size
     logits = texts * length * vocabulary
-    logits = 3 * min(CHUNK_NUMBERS, logits) if fast else 8 * logits
+    chunked = fast and vocabulary_head(model) is not None
+    logits = 3 * min(CHUNK_NUMBERS, logits) if chunked else 8 * logits
     return texts * activation_bytes(model, length) * 3 // 2 + 4 * (logits + 3 * vocabulary * hidden)
 
 

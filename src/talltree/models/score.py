@@ -84,7 +84,7 @@ def likelihoods(
             width = int(mask_NT[part].sum(1).max())
             ids, mask = ids_NT[part, :width], mask_NT[part, :width]
             some = [prompts[row] for row in part.tolist()]
-            head = _head(model) if fast else None
+            head = vocabulary_head(model) if fast else None
             if head is None:
                 found = likelihood(model, some, ids, mask, temperature)
             else:
@@ -113,7 +113,7 @@ def completion_loss(
     by row, and returns the loss of each; it must treat each token on its own.
     """
     layout = _lay_out(prompt_ids, completion_ids_NT, completion_mask_NT)
-    head = _head(model) if fast else None
+    head = vocabulary_head(model) if fast else None
     if head is None:
         logits_MV = _logits(model, layout)
         logp_M = token_logprobs(logits_MV, layout.target_M, temperature)
@@ -189,7 +189,7 @@ def _logits(model: PreTrainedModel, layout: _Layout) -> Tensor:
     return model(input_ids=layout.tokens_NS, use_cache=False).logits[layout.row_M, layout.place_M - 1]
 
 
-def _head(model: PreTrainedModel) -> nn.Linear | None:
+def vocabulary_head(model: PreTrainedModel) -> nn.Linear | None:
     """The vocabulary head, where it is known that logits = head(last hidden state) and nothing else."""
     base = base_model(model)
     known = type(base).__name__ in {"GPT2LMHeadModel", "GPTNeoForCausalLM", "LlamaForCausalLM"}
