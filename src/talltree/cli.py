@@ -63,11 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_stage(stage: str, argv: Sequence[str]) -> None:
-    """Imports a stage's module, parses its arguments and runs it; POSITIONAL names what a bare one fills."""
+    """Imports a stage's module, parses its arguments and runs it; POSITIONAL names what bare ones fill."""
     module = importlib.import_module(STAGES[stage][0])
     from talltree.config import parse
 
-    module.run(parse(module.Config, argv, f"talltree {stage}", getattr(module, "POSITIONAL", "")))
+    module.run(parse(module.Config, argv, f"talltree {stage}", getattr(module, "POSITIONAL", ())))
 
 
 def usage() -> str:

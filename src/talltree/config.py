@@ -41,12 +41,13 @@ class Given(NamedTuple):
     is_text: bool
 
 
-def parse(config_class: type[T], argv: Sequence[str], prog: str, positional: str = "") -> T:
+def parse(config_class: type[T], argv: Sequence[str], prog: str, positional: str | Sequence[str] = ()) -> T:
     """The config that arguments ask for: --config FILE.yaml (repeatable), --key value, --key=value, --flag.
 
-    `positional` names the option that a bare argument fills. Raises ConfigError in one line for whatever is
-    refused; --help prints and raises SystemExit(0).
+    `positional` names the options that bare arguments fill in turn; one that is a list takes all the rest.
+    Raises ConfigError in one line for whatever is refused; --help prints and raises SystemExit(0).
     """
+    positional = (positional,) if isinstance(positional, str) else tuple(positional)
     known = {each.key: each for each in options(config_class)}
     arguments = list(_split(argv, known, positional))
     if any(each.key == "help" for each in arguments):
@@ -117,21 +118,25 @@ def flaws(config_class: type) -> list[str]:
 # --- reading -----------------------------------------------------------------------------------------------
 
 
-def _split(argv: Sequence[str], known: Mapping[str, Option], positional: str) -> Iterator[Given]:
+def _split(argv: Sequence[str], known: Mapping[str, Option], positional: Sequence[str]) -> Iterator[Given]:
     tokens = list(argv)
-    is_filled = False
+    to_fill = list(positional)
+    listed: list[str] = []
     while tokens:
         token = tokens.pop(0)
         if token in ("--help", "-h"):
             yield Given("help", "", token, True)
             continue
         if not token.startswith("--"):
-            if not positional or is_filled or token.startswith("-"):
+            if not to_fill or token.startswith("-"):
                 raise ConfigError(
                     f"{token!r} is not an option; options are written --key value or --key=value"
                 )
-            is_filled = True
-            yield Given(positional, token, f"--{positional}", True)
+            if typing.get_origin(known[to_fill[0]].type) is list:
+                listed.append(token)
+            else:
+                filled = to_fill.pop(0)
+                yield Given(filled, token, f"--{filled}", True)
             continue
         key, equals, value = token[2:].partition("=")
         where = f"--{key}"
@@ -148,6 +153,8 @@ def _split(argv: Sequence[str], known: Mapping[str, Option], positional: str) ->
         elif not equals:
             value = tokens.pop(0)
         yield Given(key, value, where, True)
+    if listed:
+        yield Given(to_fill[0], listed, f"--{to_fill[0]}", False)
 
 
 def _read_file(path: str, known: Mapping[str, Option]) -> list[Given]:
@@ -291,8 +298,8 @@ def _not_a_group(key: str, value: Any, where: str, known: Mapping[str, Option], 
 # --- help --------------------------------------------------------------------------------------------------
 
 
-def _help_parser(config_class: type, prog: str, positional: str) -> argparse.ArgumentParser:
-    bare = f"[{positional.upper()}] " if positional else ""
+def _help_parser(config_class: type, prog: str, positional: Sequence[str]) -> argparse.ArgumentParser:
+    bare = "".join(f"[{each.upper()}] " for each in positional)
     parser = argparse.ArgumentParser(
         prog=prog,
         usage=f"%(prog)s {bare}[--config FILE.yaml] [--key value ...]",
