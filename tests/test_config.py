@@ -269,6 +269,36 @@ def test_bare_arguments_fill_several_options_in_turn_and_a_list_takes_the_rest()
         parse(Visits, ["boat", "there"], "x", ("how",))
 
 
+def test_a_mapping_takes_dotted_keys_and_adds_up(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Chain:
+        """Two stages."""
+
+        rl: dict[str, Any] = option({}, "Options of a stage.")
+        steps: int = option(1, "How many.", low=1)
+
+    globals()["Chain"] = Chain
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("rl:\n  seed: 1\n  kl:\n    coef: 0.1\n    target: 5\n")
+    argv = [
+        "--config",
+        str(recipe),
+        "--rl.kl.target",
+        "6.5",
+        "--rl.reward=alliteration - 5*length",
+        "--steps",
+        "2",
+    ]
+    expected = {"seed": 1, "kl": {"coef": 0.1, "target": 6.5}, "reward": "alliteration - 5*length"}
+    assert parse(Chain, argv, "x") == Chain(expected, 2)
+    assert parse(Chain, ["--rl.seed", "null", "--rl", '{"steps": [1, 2]}'], "x").rl == {
+        "seed": None,
+        "steps": [1, 2],
+    }
+    with pytest.raises(ConfigError, match="--stepz.rl: unknown option"):
+        parse(Chain, ["--stepz.rl", "6"], "x")
+
+
 def test_a_required_option_is_asked_for() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Needy:

@@ -44,6 +44,7 @@ class Given(NamedTuple):
 def parse(config_class: type[T], argv: Sequence[str], prog: str, positional: str | Sequence[str] = ()) -> T:
     """The config that arguments ask for: --config FILE.yaml (repeatable), --key value, --key=value, --flag.
 
+    An option that is a mapping takes --key.inner value too, and what is given for it adds up key by key.
     `positional` names the options that bare arguments fill in turn; one that is a list takes all the rest.
     Raises ConfigError in one line for whatever is refused; --help prints and raises SystemExit(0).
     """
@@ -141,6 +142,11 @@ def _split(argv: Sequence[str], known: Mapping[str, Option], positional: Sequenc
         key, equals, value = token[2:].partition("=")
         where = f"--{key}"
         is_last = not tokens or tokens[0].startswith("--") or tokens[0] == "-h"
+        holder = _mapping_above(key, known)
+        if holder and (equals or not is_last):
+            inner = yaml_text.value_of(value if equals else tokens.pop(0))
+            yield Given(holder, _nested(key[len(holder) + 1 :], inner), where, False)
+            continue
         if key != "config" and key not in known:
             shown = value if equals or is_last else tokens[0]
             raise _unknown(key, shown, where, known, "--")
@@ -207,7 +213,9 @@ def _build(config_class: type[T], known: Mapping[str, Option], given: Sequence[G
     parser = _leaf_parser([known[key] for key in dict.fromkeys(each.key for each in given)])
     values = {key: each.default for key, each in known.items()}
     for each in given:
-        values[each.key] = _convert(parser, known[each.key], each)
+        value = _convert(parser, known[each.key], each)
+        is_mapping = typing.get_origin(known[each.key].type) is dict
+        values[each.key] = _merged(values[each.key], value) if is_mapping else value
     for key, value in values.items():
         if value is dataclasses.MISSING:
             raise ConfigError(f"--{key} is required; allowed: {known[key].allowed}: {known[key].help}")
@@ -323,6 +331,30 @@ def _help_parser(config_class: type, prog: str, positional: Sequence[str]) -> ar
 
 def _is_group(key: str, known: Mapping[str, Option]) -> bool:
     return any(each.startswith(f"{key}.") for each in known)
+
+
+def _mapping_above(key: str, known: Mapping[str, Option]) -> str:
+    """The option that is a mapping and holds the dotted key, or an empty text."""
+    parts = key.split(".")
+    prefixes = (".".join(parts[:size]) for size in range(1, len(parts)))
+    return next(
+        (each for each in prefixes if each in known and typing.get_origin(known[each].type) is dict), ""
+    )
+
+
+def _nested(key: str, value: Any) -> Any:
+    """{"a": {"b": value}} for the dotted key a.b."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _merged(below: Any, above: Any) -> Any:
+    """Two mappings as one, level by level; where both have a value, that of `above`."""
+    if not (isinstance(below, Mapping) and isinstance(above, Mapping)):
+        return above
+    both = {key: _merged(below[key], above[key]) for key in below if key in above}
+    return {**below, **above, **both}
 
 
 def _plain(value: Any) -> Any:

@@ -60,6 +60,14 @@ def word(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
+def value_of(text: str) -> Any:
+    """The value of a text given on the command line: 3 is a number, [a, b] a list; what is no YAML is text."""
+    try:
+        return Loader(text).get_single_data()
+    except yaml.YAMLError:
+        return text
+
+
 def open_mapping(path: str) -> tuple[Loader, yaml.MappingNode | None]:
     """A loader and the file's top-level mapping as nodes, which know their lines; None for an empty file."""
     try:
