@@ -60,17 +60,17 @@ def columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
     return {name: [prompt.row[name] for prompt in prompts] for name in (prompts[0].row if prompts else ())}
 
 
-def split_prompts(prompts: Sequence[Prompt], held_out: float, seed: int) -> Split:
+def split_prompts(prompts: Sequence[Prompt], held_out: float) -> Split:
     """Splits by text: no text stands on both sides, so a prompt that occurs twice goes whole to one.
 
     round(held_out * D) of the D different texts are held out, at least 1 and at most D - 1: those with
-    the smallest SHA-256 of seed and text, whatever the file's order. With one text only, or held_out 0,
-    all prompts are on both sides and held_out_is_train is True. Raises ConfigError unless
-    0 <= held_out < 1.
+    the smallest SHA-256, whatever the file's order and the run's seed: runs with several seeds, or rounds
+    that follow each other, are measured on the same prompts. With one text only, or held_out 0, all
+    prompts are on both sides and held_out_is_train is True. Raises ConfigError unless 0 <= held_out < 1.
     """
     if not 0 <= held_out < 1:
         raise ConfigError(f"held_out {held_out} is not a share: give 0 or more and less than 1")
-    ranked = sorted({prompt.text for prompt in prompts}, key=lambda text: _rank(seed, text))
+    ranked = sorted({prompt.text for prompt in prompts}, key=_rank)
     if len(ranked) < 2 or held_out == 0:
         return Split(list(prompts), list(prompts), True)
     kept_back = set(ranked[: min(max(round(held_out * len(ranked)), 1), len(ranked) - 1)])
@@ -81,8 +81,8 @@ def split_prompts(prompts: Sequence[Prompt], held_out: float, seed: int) -> Spli
     )
 
 
-def _rank(seed: int, text: str) -> bytes:
-    return hashlib.sha256(f"{seed}\n{text}".encode()).digest()
+def _rank(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
 
 
 def _lines(path: Path) -> list[str]:

@@ -53,7 +53,7 @@ def load_parts(config: Config) -> Parts:
     data_sha256 |= {
         f"{REWARD_FILE} {path.name}": checkpoint.file_sha256(path) for path in rewards.files(config.reward)
     }
-    split = split_prompts(prompts, config.held_out, config.seed)
+    split = split_prompts(prompts, config.held_out)
     policy = load_model(config.model_name_or_path)
     tokenizer = load_tokenizer(config.model_name_or_path)
     stops = stop_ids(policy, tokenizer)
