@@ -24,12 +24,9 @@ def test_the_rl_page_is_the_rl_table():
     assert page_table("rl") == {**metrics.RL, "reward/NAME": metrics.component("NAME")}
 
 
-def test_the_pretrain_page_is_the_pretrain_table():
-    assert page_table("pretrain") == metrics.PRETRAIN
-
-
-def test_the_sft_page_is_the_sft_table():
-    assert page_table("sft") == metrics.SFT
+@pytest.mark.parametrize("stage", [name for name in metrics.TABLES if name != "rl"])
+def test_a_stage_has_its_table_on_the_page(stage):
+    assert page_table(stage) == metrics.TABLES[stage]
 
 
 def test_every_key_of_the_working_contract_is_there():
@@ -44,12 +41,12 @@ def test_every_key_of_the_working_contract_is_there():
 
 
 def test_a_key_of_several_tables_has_one_unit_and_one_tag():
-    for one, other in itertools.combinations((metrics.RL, metrics.PRETRAIN, metrics.SFT), 2):
+    for one, other in itertools.combinations(metrics.TABLES.values(), 2):
         for key in one.keys() & other.keys():
             assert (one[key].unit, one[key].tag) == (other[key].unit, other[key].tag)
 
 
-@pytest.mark.parametrize("table", [metrics.RL, metrics.PRETRAIN, metrics.SFT])
+@pytest.mark.parametrize("table", metrics.TABLES.values())
 def test_two_keys_of_a_table_never_share_a_tag(table):
     tags = [metric.tag for metric in table.values() if metric.tag is not None]
     assert len(tags) == len(set(tags))

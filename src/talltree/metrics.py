@@ -160,6 +160,37 @@ SFT: Mapping[str, Metric] = {
     ),
 }
 
+RLHF: Mapping[str, Metric] = {
+    "step": Metric("count", "rounds made so far, this one included", None),
+    "rlhf/comparisons": Metric(
+        "judgements",
+        "judgements of all rounds so far that the reward model learned from",
+        "train/num_comparisons",
+    ),
+    "rlhf/reward_accuracy": Metric(
+        "share", "held-out pairs that the round's reward model orders as the judges did", "eval/accuracy"
+    ),
+    "rlhf/policy_preferred": Metric(
+        "share",
+        "of the settled pairs of policy and reference in the round's validation tuples, those that the policy "
+        "of the round's start won; none in the first round, where it is the reference",
+        "eval/policy_preferred",
+    ),
+    "rlhf/policy_pairs": Metric("pairs", "how many such pairs there were", "eval/policy_pairs"),
+    "rlhf/reward_before": Metric(
+        "reward",
+        "mean reward of the reference's fresh samples by the round's reward model",
+        "eval/reward_before",
+    ),
+    "rlhf/reward_after": Metric(
+        "reward", "mean reward of the tuned policy's fresh samples by the same model", "eval/reward_after"
+    ),
+    "rlhf/kl": Metric("nats", "mean over those samples of sum_t (logp - ref_logp)", "eval/objective/kl"),
+}
+
+TABLES: Mapping[str, Mapping[str, Metric]] = {"rl": RL, "pretrain": PRETRAIN, "sft": SFT, "rlhf": RLHF}
+"""Stage -> its keys; a key that stands in several tables has one unit and one tag in all."""
+
 COMPONENT_PREFIX = "reward/"
 
 
@@ -176,12 +207,9 @@ def describe(key: str) -> Metric:
 
     A key that stands in several tables (step, time/...) has one unit and one tag in all.
     """
-    if key in RL:
-        return RL[key]
-    if key in PRETRAIN:
-        return PRETRAIN[key]
-    if key in SFT:
-        return SFT[key]
+    for table in TABLES.values():
+        if key in table:
+            return table[key]
     if key.startswith(COMPONENT_PREFIX) and key != COMPONENT_PREFIX:
         return component(key.removeprefix(COMPONENT_PREFIX))
     raise KeyError(
