@@ -1,0 +1,1 @@
+"""Preferences of people: the study, its store on disk, tuple designs, scores and agreement."""
