@@ -64,3 +64,42 @@ def test_bounds_are_refused(low, high):
         losses.clipped(low, high)
     with pytest.raises(ValueError, match=f"low {low}, high {high}"):
         losses.clip_share(numbers(0), numbers(0), numbers(0), torch.tensor([True]), low, high)
+
+
+# Values 1, 2, 4, -2, 0.6 from old values of 1, returns of 3, 1, 2, 1, 0: held within 1 of the old value they
+# are 1, 2, 2, 0, 0.6.
+VALUE = torch.tensor([1.0, 2.0, 4.0, -2.0, 0.6], dtype=torch.float64)
+OLD_VALUE = torch.ones(5, dtype=torch.float64)
+RETURN = torch.tensor([3.0, 1.0, 2.0, 1.0, 0.0], dtype=torch.float64)
+
+
+def test_clipped_value_by_hand(clipped_value=losses.clipped_value):
+    # The larger of (V - R)^2 and (V' - R)^2: 4 and 4, 1 and 1, 4 and 0, 9 and 1, 0.36 and 0.36; halved.
+    expected = torch.tensor([2.0, 0.5, 2.0, 4.5, 0.18], dtype=torch.float64)
+    assert_equal(clipped_value(VALUE, OLD_VALUE, RETURN, 1.0), expected)
+    # A value beyond the clip on the way to its return: (3 - 4)^2 = 1 against (2 - 4)^2 = 4.
+    assert_equal(clipped_value(VALUE[2:3] - 1, OLD_VALUE[:1], RETURN[:1] + 1, 1.0), torch.tensor([2.0]))
+    assert_equal(clipped_value(VALUE, OLD_VALUE, RETURN, None), 0.5 * (VALUE - RETURN) ** 2)
+
+
+def test_a_value_beyond_the_clip_has_no_gradient_towards_its_return(clipped_value=losses.clipped_value):
+    """On its way beyond the clip it stops; away from its return it is always called back."""
+    value = torch.tensor([3.0, 3.0, 1.5, -3.0], dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([4.0, 0.0, 4.0, -4.0], dtype=torch.float64)
+    clipped_value(value, torch.ones(4, dtype=torch.float64), target, 1.0).sum().backward()
+    assert value.grad is not None
+    assert_equal(value.grad, torch.tensor([0.0, 3.0, -2.5, 0.0]))
+
+
+def test_value_clip_share_by_hand(value_clip_share=losses.value_clip_share):
+    value = torch.tensor([[3.0, 3.0, 1.5], [-3.0, 9.0, 9.0]])
+    target = torch.tensor([[4.0, 0.0, 4.0], [-4.0, 20.0, 20.0]])
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    assert_equal(value_clip_share(value, torch.ones(2, 3), target, mask, 1.0), 0.5)
+    assert_equal(value_clip_share(value, torch.ones(2, 3), target, mask, None), 0.0)
+    assert_equal(value_clip_share(value, torch.ones(2, 3), target, torch.zeros_like(mask), 1.0), 0.0)
+
+
+def test_a_value_clip_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="value clip 0 must be above 0"):
+        losses.clipped_value(VALUE, OLD_VALUE, RETURN, 0)

@@ -36,7 +36,7 @@ def test_one_term_is_the_reward_itself() -> None:
 
 def test_every_built_in_loads_by_its_name() -> None:
     required = {"keyword": "(words=['a'])", "regex": "(pattern='a')"}
-    for name in BUILT_IN:
+    for name in set(BUILT_IN) - {"reward_model"}:  # a folder: tests/test_reward_of_model.py
         assert rewards.name_of(rewards.load(name + required.get(name, ""))) == name
 
 

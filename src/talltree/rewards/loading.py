@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from talltree.errors import RewardError
 from talltree.rewards.alliteration import Alliteration, AlliterationVaried, LetterCount
+from talltree.rewards.model import ModelReward
 from talltree.rewards.scoring import Term, WeightedSum
 from talltree.rewards.sentiment import Sentiment
 from talltree.rewards.text import DistinctN, Keyword, Length, Regex, Repetition
@@ -34,6 +35,7 @@ BUILT_IN: Mapping[str, type[Any]] = MappingProxyType(
         "regex": Regex,
         "keyword": Keyword,
         "sentiment": Sentiment,
+        "reward_model": ModelReward,
     }
 )
 """Name in a spec -> the frozen dataclass whose fields are the parameters that the spec may set."""
@@ -56,7 +58,8 @@ class _Part(NamedTuple):
 def load(spec: str) -> Reward:
     """The reward that a spec names: `[weight *] TERM`s joined by ` + ` and ` - ` (with the spaces).
 
-    TERM is NAME, NAME(key=value, ...) with a built-in name and Python literals, or path/to/file.py:function.
+    TERM is NAME, NAME(key=value, ...) with a built-in name and Python literals, path/to/file.py:function, or
+    the folder of a reward model, short for reward_model(path='...').
     One term of weight 1 is that reward itself; anything else is a WeightedSum, whose components are called
     by NAME or function, or by the whole term where two have the same. A file is loaded from the path
     given, relative to the working directory, and from nowhere else. Raises RewardError for whatever in
@@ -74,16 +77,29 @@ def load(spec: str) -> Reward:
 
 
 def files(spec: str) -> list[Path]:
-    """The files of the user's own that a spec names, in its order. Raises RewardError as `load` does."""
-    named = (_FILE.fullmatch(part.text) for part in _parts(spec))
-    return [Path(match["path"]).expanduser() for match in named if match]
+    """The files of the user's own that a spec names, in its order; a reward model's is its manifest.
+
+    Raises RewardError as `load` does.
+    """
+    found = []
+    for part in _parts(spec):
+        if match := _FILE.fullmatch(part.text):
+            found.append(Path(match["path"]).expanduser())
+        elif _is_folder(part.text):
+            found.append(ModelReward(part.text).fingerprint_file)
+        elif (call := _call(part.text))[0] == "reward_model":
+            reward = _built(*call)
+            assert isinstance(reward, ModelReward)
+            found.append(reward.fingerprint_file)
+    return found
 
 
 def _parts(spec: str) -> list[_Part]:
     if not spec.strip():
         raise RewardError(f"the reward is empty; name one of {', '.join(BUILT_IN)}, or FILE.py:FUNCTION")
     whole = _FILE.fullmatch(spec.strip())
-    if whole and Path(whole["path"]).expanduser().is_file():  # a path may hold " - "
+    is_file = whole is not None and Path(whole["path"]).expanduser().is_file()
+    if is_file or _is_folder(spec.strip()):  # a path may hold " - "
         return [_Part(1.0, spec.strip())]
     return [_part(sign, text.strip(), spec) for sign, text in _signed(spec)]
 
@@ -130,12 +146,20 @@ def _term(text: str) -> tuple[str, Reward]:
         raise RewardError(
             f"reward {text!r}: a file's reward is written path/to/file.py:function, without brackets"
         )
+    if _is_folder(text):
+        return ModelReward.name, ModelReward(text)
+    if "/" in text.split("(")[0]:
+        raise RewardError(f"reward {text!r}: there is no such folder; a reward model is named by its folder")
     name, parameters = _call(text)
     if name not in BUILT_IN:
         near = get_close_matches(name, BUILT_IN, n=1)
         meant = f"did you mean {near[0]}?" if near else "give FILE.py:FUNCTION for your own."
         raise RewardError(f"reward {name!r} is unknown; {meant} Built in: {', '.join(BUILT_IN)}")
     return name, _built(name, parameters)
+
+
+def _is_folder(text: str) -> bool:
+    return text not in BUILT_IN and Path(text).expanduser().is_dir()
 
 
 def _call(text: str) -> tuple[str, dict[str, Any]]:
