@@ -7,7 +7,7 @@ from talltree import algorithms
 from talltree.algorithms import algorithm, check_groups
 from talltree.errors import ConfigError
 from talltree.maths import losses, weights
-from talltree.maths.advantages import MovingBaseline
+from talltree.maths.advantages import MovingBaseline, state_mask
 
 MASK_NT = torch.tensor([[True, True, False], [True, True, True], [True, False, False], [True, True, False]])
 # Returns 3, 1, 4, 8 in two groups of two; what stands in the padding must not enter.
@@ -69,8 +69,24 @@ def test_rows_are_the_table():
     assert dr_grpo.weights(MASK_NT, dtype=torch.float64).dtype == torch.float64
 
 
-def test_clip_bounds_reach_the_surrogate():
-    row = algorithm("grpo", clip_low=0.5, clip_high=0.28)
+def test_ppo_is_gae_clipped_over_all_tokens_with_kl_in_the_reward():
+    row = algorithm("ppo", gamma=0.5, lam=0.25, whiten_rewards=False)
+    assert row.advantage == algorithms.GAE(0.5, 0.25, False, True)
+    assert algorithm("ppo").advantage == algorithms.GAE(1.0, 0.95, True, True)
+    assert row.weights is weights.per_token
+    assert row.kl_in == "reward"
+    mask_NT = MASK_NT[:2]
+    reward_NU, value_NU = torch.tensor([[1.0, 0, 4, 9], [0, 2, 0, 8]]), torch.zeros(2, 4)
+    raw = row.advantage._replace(whiten_advantages=False)
+    targets = raw(reward_NU, value_NU, state_mask(mask_NT), mask_NT)
+    # A discount of 1/8 a step: row 1 has states 1, 0, 4 and two tokens, row 2 four states and three tokens.
+    expected = [[1 + 0 + 4 / 64, 4 / 8, 0], [0 + 2 / 8 + 0 + 8 / 512, 2 + 8 / 64, 8 / 8]]
+    torch.testing.assert_close(targets.advantage_NT, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_clip_bounds_reach_the_surrogate(name):
+    row = algorithm(name, clip_low=0.5, clip_high=0.28)
     logp = torch.log(torch.tensor([2.0, 0.25]))
     loss = row.surrogate(logp, torch.zeros(2), torch.tensor([1.0, -1.0]))
     torch.testing.assert_close(loss, torch.tensor([-1.28, 0.5]))
@@ -84,9 +100,9 @@ def test_options_of_none_are_the_rows_own():
 @pytest.mark.parametrize(
     ("name", "options", "text"),
     [
-        ("rlo", {}, "algorithm 'rlo' is unknown; did you mean 'rloo'? known: reinforce, rloo, grpo"),
-        ("gppo", {}, "did you mean 'grpo'?"),
-        ("xyz", {}, "algorithm 'xyz' is unknown; known: reinforce, rloo, grpo"),
+        ("rlo", {}, "algorithm 'rlo' is unknown; did you mean 'rloo'? known: reinforce, rloo, grpo, ppo"),
+        ("gppo", {}, "did you mean 'ppo'?"),
+        ("xyz", {}, "algorithm 'xyz' is unknown; known: reinforce, rloo, grpo, ppo"),
         ("reinforce", {"baseline": "movin"}, "baseline 'movin' is unknown; did you mean 'moving'?"),
         (
             "rloo",
@@ -102,6 +118,10 @@ def test_options_of_none_are_the_rows_own():
         ("grpo", {"clip_low": 1.5}, "low 1.5"),
         ("grpo", {"clip_high": 0.0}, "high 0.0"),
         ("grpo", {"constant_length": 0}, "constant_length 0 must be above 0"),
+        ("ppo", {"gamma": 1.5}, "gamma 1.5 must lie between 0 and 1"),
+        ("ppo", {"lam": -0.1}, "lam -0.1 must lie between 0 and 1"),
+        ("ppo", {"clip_low": 0.0}, "low 0.0"),
+        ("rloo", {"lam": 0.9}, "lam 0.9 does not belong to algorithm 'rloo'; it has no options"),
     ],
 )
 def test_refusals_are_one_clear_line(name, options, text):

@@ -209,7 +209,7 @@ def test_both_sides_are_asked_for_the_same_job() -> None:
         "adamw",
         0.0,
     )
-    assert config.num_iterations == config.num_mini_batches == 1
+    assert config.iterations == config.num_mini_batches == 1
 
 
 def test_a_tiny_sampling_end_to_end(tmp_path: Path) -> None:

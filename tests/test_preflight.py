@@ -5,12 +5,13 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from talltree.errors import ContractError
+from talltree.models.critic import build_critic
 from talltree.models.policy import Reference
-from talltree.preflight import BFLOAT16_TOLERANCE, Check, preflight, require
+from talltree.preflight import BFLOAT16_TOLERANCE, Check, critic_checks, preflight, require
 from talltree.sampling.decode import sample
-from talltree.types import Prompt, Rollout
+from talltree.types import Prompt, Rollout, Truncation
 
-from .tiny import MODELS, STOP, gpt2, llama, with_lora
+from .tiny import MODELS, STOP, gpt2, llama, tokenizer, with_lora
 
 PROMPTS = [[3, 7, 1, 9, 4, 2, 8], [3, 7, 1, 9, 4, 2, 8], [5], [5], [11, 2, 19], [6, 6, 6, 6, 20]]
 PADDED = "log-probs: padded batch against each text alone (nats)"
@@ -24,7 +25,7 @@ CUT = "completions cut at 10 tokens"
 DISTRIBUTION = "sampled distribution"
 
 
-def rollout_of(model, temperature=1.0, stop=(STOP,), length=10):
+def rollout_of(model, temperature=1.0, stop=(STOP,), length=10, truncation=None):
     out = sample(
         model,
         PROMPTS,
@@ -32,6 +33,7 @@ def rollout_of(model, temperature=1.0, stop=(STOP,), length=10):
         stop_ids=stop,
         temperature=temperature,
         generator=torch.Generator().manual_seed(1),
+        truncation=truncation,
     )
     texts = [""] * len(PROMPTS)
     return Rollout(
@@ -227,6 +229,96 @@ def test_the_bound_is_the_callers():
     checks = checked(model, rollout, tolerance=BFLOAT16_TOLERANCE)
     assert breaches(checks) == set()
     assert checks[SAMPLER].bound == "at most 5e-01"
+
+
+def test_another_reference_is_measured_and_not_bounded():
+    """The same distance that is a breach for the policy's own reference is a figure for another one."""
+    model, other = gpt2(seed=0), Reference(gpt2(seed=0), gpt2(seed=1))
+    assert breaches(checked(model, reference=other)) == {REFERENCE, KL}
+    checks = checked(model, reference=other, is_own_reference=False)
+    assert breaches(checks) == set()
+    for name in (REFERENCE, KL):
+        assert checks[name].status == "note"
+        assert checks[name].bound == "finite: the reference is another model"
+        assert float(checks[name].value) > 0.1
+    broken = gpt2(seed=1)
+    with torch.no_grad():
+        broken.transformer.ln_f.weight[0] = float("nan")
+    checks = checked(model, reference=Reference(model, broken), is_own_reference=False)
+    assert breaches(checks) == {REFERENCE, KL}
+
+
+def test_a_truncate_token_is_the_end_that_must_be_reachable():
+    model = llama()
+    ends = Truncation((7, 9), 4)
+    checks = checked(model, rollout_of(model, truncation=ends), truncation=ends)
+    assert breaches(checks) == set()
+    names = list(checks)
+    assert names[6] == "truncate token (7, 9) from position 4 reachable: highest probability seen"
+    assert names[7] == "completions without their truncate token within 10 tokens"
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(23))
+    with torch.no_grad():
+        model.lm_head.bias[[7, 9]] = -torch.inf
+    checks = checked(model, rollout_of(model, truncation=ends), truncation=ends)
+    assert breaches(checks) == {names[6]}
+    assert checks[names[7]].value == "100%"
+
+
+VALUES = "values before the first update"
+CRITIC_DROPOUT = "critic: dropout off: two passes differ by"
+LATER = "critic: states of half a text against those of the whole (share of the largest)"
+
+
+def critic_of(model, seed=None, body="separate"):
+    critic = build_critic(
+        model, tokenizer(), body=body, init_from=None, head="zero", lora=None, longest_text=20
+    )
+    if seed is not None:
+        torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(seed))
+    return critic
+
+
+def critic_checked(critic, model, starts_at_zero=True):
+    return {check.name: check for check in critic_checks(critic, rollout_of(model), starts_at_zero)}
+
+
+@pytest.mark.parametrize("body", ["separate", "shared"])
+@pytest.mark.parametrize("name", MODELS)
+def test_an_honest_critic_keeps_the_contract(name, body):
+    model = MODELS[name]()
+    checks = critic_checked(critic_of(model, body=body), model)
+    assert list(checks) == [VALUES, CRITIC_DROPOUT, LATER]
+    assert breaches(checks) == set()
+    loaded = critic_checked(critic_of(model, seed=1, body=body), model, starts_at_zero=False)
+    assert breaches(loaded) == set()
+    low, high = map(float, loaded[VALUES].value.split(" to "))
+    assert low < high
+
+
+def test_a_value_head_that_does_not_start_at_zero():
+    model = llama()
+    assert breaches(critic_checked(critic_of(model, seed=1), model)) == {VALUES}
+
+
+def test_a_critics_dropout_left_on():
+    model = gpt2(dropout=0.2)
+    critic = critic_of(model)
+    critic.body.train()
+    assert {CRITIC_DROPOUT, LATER} <= breaches(critic_checked(critic, model))
+
+
+def test_a_critic_that_reads_later_tokens():
+    model = llama()
+    critic = critic_of(model)
+    forward = critic.body.forward
+
+    def looking_ahead(input_ids=None, **options):
+        out = forward(input_ids=input_ids, **options)
+        out.last_hidden_state = out.last_hidden_state + 0.01 * out.last_hidden_state.mean(1, keepdim=True)
+        return out
+
+    critic.body.forward = looking_ahead
+    assert breaches(critic_checked(critic, model)) == {LATER}
 
 
 def test_require_names_every_breach_and_passes_notes():

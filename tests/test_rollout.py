@@ -1,14 +1,23 @@
 """Rollouts: prompts checked, texts continued, rewards and KL joined, and the columns that are stored."""
 
+import dataclasses
+
 import pytest
 import torch
 
-from talltree.errors import DataError, ModelError, RewardError
+from talltree.errors import ConfigError, DataError, ModelError, RewardError
 from talltree.models.load import load_model, load_tokenizer, stop_ids
 from talltree.models.policy import Reference
 from talltree.models.score import likelihoods
-from talltree.rollout import collect, encode_prompts, sample_columns, score
-from talltree.types import Prompt, Rollout, Scored
+from talltree.rollout import (
+    collect,
+    encode_prompts,
+    sample_columns,
+    score,
+    state_rewards,
+    truncation_at,
+)
+from talltree.types import Prompt, Rollout, Scored, Truncation
 
 from .tiny import STOP, gpt2, tokenizer
 
@@ -32,11 +41,21 @@ def length_reward(prompts, completions, **columns):
     return [float(len(completion.split())) for completion in completions]
 
 
-def scored_with(reward, coef=0.5, kl_in_reward=True):
+def scored_with(reward, coef=0.5, kl_in_reward=True, missing_end=None, ended_N=None):
     model = gpt2(seed=0)
     rollout = collected(model, tokenizer())
+    if ended_N is not None:
+        rollout = dataclasses.replace(rollout, ended_N=ended_N)
     reference = Reference(gpt2(seed=1))
-    return score(rollout, reward, reference, temperature=1.0, coef=coef, kl_in_reward=kl_in_reward)
+    return score(
+        rollout,
+        reward,
+        reference,
+        temperature=1.0,
+        coef=coef,
+        kl_in_reward=kl_in_reward,
+        missing_end=missing_end,
+    )
 
 
 def test_prompt_ids_by_text():
@@ -124,6 +143,64 @@ def test_columns_reach_the_reward_and_unscored_completions_are_marked():
 def test_a_reward_that_scores_nothing_is_refused():
     with pytest.raises(RewardError, match="scored none of 4 completions"):
         scored_with(lambda prompts, completions, **columns: [None] * 4)
+
+
+ENDED = torch.tensor([True, False, False, True])
+
+
+def test_a_missing_end_gets_the_fixed_score_whatever_the_reward_says():
+    def some(prompts, completions, **columns):
+        return [5.0, 7.0, None, None]
+
+    scored = scored_with(some, missing_end=-1.0, ended_N=ENDED)
+    assert scored.reward_N.tolist() == [5.0, -1.0, -1.0, 0.0]
+    assert scored.scored_N.tolist() == [True, True, True, False]
+    assert list(scored.components.values()) == [[5.0, 7.0, None, None]]
+    kl_N = (scored.rollout.logp_NT - scored.ref_logp_NT).sum(1)
+    expected_N = scored.reward_N.float() - 0.5 * kl_N
+    torch.testing.assert_close(scored.token_reward_NT.sum(1), expected_N, atol=1e-4, rtol=0)
+    without = scored_with(some, ended_N=ENDED)
+    assert without.reward_N.tolist() == [5.0, 7.0, 0.0, 0.0]
+
+
+def test_state_rewards_are_the_price_of_each_token_and_then_the_score():
+    scored = scored_with(length_reward)
+    rollout = scored.rollout
+    reward_NU = state_rewards(scored, 0.5)
+    kl_NT = rollout.logp_NT - scored.ref_logp_NT
+    assert reward_NU.shape == (4, kl_NT.shape[1] + 1)
+    for row, length in enumerate(rollout.completion_mask_NT.sum(1).tolist()):
+        torch.testing.assert_close(reward_NU[row, :length], -0.5 * kl_NT[row, :length])
+        assert reward_NU[row, length] == scored.reward_N[row]
+        assert not reward_NU[row, length + 1 :].any()
+    torch.testing.assert_close(reward_NU.sum(1), scored.token_reward_NT.sum(1), atol=1e-5, rtol=0)
+
+
+def test_the_token_of_a_truncation_is_found_by_its_text():
+    # Whole words stand behind a space in the middle of a text.
+    assert truncation_at(tokenizer(), "w7", 3, 23) == Truncation((7,), 3)
+    with pytest.raises(
+        ConfigError, match=r"truncate_token 'w7 w8' is not the text of one token .* as \[7, 8\]"
+    ):
+        truncation_at(tokenizer(), "w7 w8", 3, 23)
+    with pytest.raises(ConfigError, match="truncate_token 'w7'"):
+        truncation_at(tokenizer(), "w7", 3, 7)
+
+
+def test_the_full_stop_and_the_line_break_of_gpt2(shared):
+    """As Ziegler's tokens 13 and 198; ' .', '."' and two line breaks are other tokens."""
+    words = load_tokenizer(str(shared / "models" / "gpt2-tokenizer"))
+    assert truncation_at(words, ".", 16, 50257) == Truncation((13,), 16)
+    assert truncation_at(words, "\n", 55, 50257) == Truncation((198,), 55)
+
+
+def test_the_full_stop_of_a_sentencepiece_tokenizer(stories260K):
+    words = load_tokenizer(str(stories260K))
+    ids = truncation_at(words, ".", 0, 512).token_ids
+    sentence = words("The cat sat. The dog", add_special_tokens=False)["input_ids"]
+    (stop,) = [token for token in sentence if token in ids]
+    text = words.decode(sentence[: sentence.index(stop) + 1])
+    assert text == "The cat sat."
 
 
 def test_stored_columns_by_hand():

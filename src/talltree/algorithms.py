@@ -17,7 +17,7 @@ from torch import Tensor
 
 from talltree.errors import ConfigError
 from talltree.maths import advantages, losses, weights
-from talltree.maths.advantages import MovingBaseline
+from talltree.maths.advantages import MovingBaseline, Targets, critic_targets
 from talltree.maths.losses import Surrogate
 
 T = TypeVar("T")
@@ -27,17 +27,31 @@ Weights = Callable[..., Tensor]
 
 
 Advantage = Callable[..., tuple[Tensor, MovingBaseline]]
-"""(token_reward_NT, mask_NT, scored_N, group_size, baseline, value_NT=None) -> (advantage_NT, next baseline).
+"""(token_reward_NT, mask_NT, scored_N, group_size, baseline) -> (advantage_NT, next baseline).
 
-advantage_NT is 0 in the padding; a baseline that an algorithm does not use is handed back as it came;
-value_NT is for a critic.
+advantage_NT is 0 in the padding; a baseline that an algorithm does not use is handed back as it came.
 """
+
+
+class GAE(NamedTuple):
+    """An advantage that takes a critic: the settings of `maths.advantages.critic_targets`."""
+
+    gamma: float
+    lam: float
+    whiten_rewards: bool
+    whiten_advantages: bool
+
+    def __call__(
+        self, reward_NU: Tensor, value_NU: Tensor, value_mask_NU: Tensor, policy_mask_NT: Tensor
+    ) -> Targets:
+        """`critic_targets` with these settings."""
+        return critic_targets(reward_NU, value_NU, value_mask_NU, policy_mask_NT, **self._asdict())
 
 
 class Algorithm(NamedTuple):
     """Four choices; kl_in says whether -coef * k1 stands in each token's reward or coef * k3 in the loss."""
 
-    advantage: Advantage
+    advantage: Advantage | GAE
     surrogate: Surrogate
     weights: Weights
     kl_in: Literal["reward", "loss"]
@@ -56,7 +70,6 @@ def per_rollout(estimate: Estimate) -> Advantage:
         scored_N: Tensor,
         group_size: int,
         baseline: MovingBaseline,
-        value_NT: Tensor | None = None,
     ) -> tuple[Tensor, MovingBaseline]:
         return_N = advantages.returns(token_reward_NT, mask_NT)
         advantage_N, baseline = estimate(return_N, group_size, scored_N, baseline)
@@ -107,19 +120,37 @@ def grpo(
     length.
     """
     estimate = advantages.group_standardised if standardise else advantages.group_centred
+    surrogate = _clipped(clip_low, clip_high)
     normalise: Weights = weights.per_sequence
     if constant_length is not None:
         if not constant_length > 0:
             raise ConfigError(f"constant_length {constant_length} must be above 0; use max_completion_length")
         normalise = partial(weights.constant_length, length=constant_length)
-    try:
-        surrogate = losses.clipped(clip_low, clip_high)
-    except ValueError as refusal:
-        raise ConfigError(str(refusal)) from None
     return Algorithm(stateless(estimate), surrogate, normalise, "loss")
 
 
-ROWS: dict[str, Callable[..., Algorithm]] = {"reinforce": reinforce, "rloo": rloo, "grpo": grpo}
+def ppo(
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    whiten_rewards: bool = True,
+    whiten_advantages: bool = True,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> Algorithm:
+    """PPO with a critic: GAE(gamma, lam) over rewards per token, clipped ratio. Ziegler et al. 2019."""
+    for name, value in (("gamma", gamma), ("lam", lam)):
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{name} {value:g} must lie between 0 and 1; 1 and 0.95 are usual")
+    estimate = GAE(gamma, lam, whiten_rewards, whiten_advantages)
+    return Algorithm(estimate, _clipped(clip_low, clip_high), weights.per_token, "reward")
+
+
+ROWS: dict[str, Callable[..., Algorithm]] = {
+    "reinforce": reinforce,
+    "rloo": rloo,
+    "grpo": grpo,
+    "ppo": ppo,
+}
 GROUPED = frozenset({"rloo", "grpo"})
 """Algorithms that compare the generations of one prompt, hence need two or more."""
 
@@ -151,6 +182,13 @@ def check_groups(name: str, num_generations: int, batch_size: int) -> None:
         raise ConfigError(
             f"batch_size {batch_size} is not divisible by num_generations {num_generations}; try {sizes}"
         )
+
+
+def _clipped(low: float, high: float) -> Surrogate:
+    try:
+        return losses.clipped(low, high)
+    except ValueError as refusal:
+        raise ConfigError(str(refusal)) from None
 
 
 def _known(what: str, name: str, table: dict[str, T]) -> T:

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from talltree import rewards
 from talltree.data.prompts import columns
-from talltree.errors import DataError, ModelError, RewardError
-from talltree.maths.advantages import token_rewards
+from talltree.errors import ConfigError, DataError, ModelError, RewardError
+from talltree.maths.advantages import state_mask, token_rewards
 from talltree.maths.kl import k1
 from talltree.models.load import context_length, encode
 from talltree.models.policy import Reference
 from talltree.models.score import likelihoods
 from talltree.sampling.decode import sample
-from talltree.types import Prompt, Reward, Rollout, Scored
+from talltree.types import Prompt, Reward, Rollout, Scored, Truncation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,6 +55,29 @@ def encode_prompts(
     return ids_of
 
 
+def truncation_at(tokenizer: PreTrainedTokenizerBase, text: str, after: int, vocabulary: int) -> Truncation:
+    """The truncation at every token whose text is exactly `text`, from position `after` on.
+
+    Where no token is, those count whose text is a space and then `text`, as in vocabularies of whole words.
+    Raises ConfigError where neither exists: a token such as '."' is not '.'.
+    """
+    # A token's text is what it adds behind another one: alone, some tokenizers lose its first space.
+    anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:] or [0]
+    pairs = [anchor + [token] for token in range(min(vocabulary, len(tokenizer)))]
+    start, *whole = tokenizer.batch_decode(
+        [anchor, *pairs], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    for wanted in (text, f" {text}"):
+        found = tuple(token for token, pair in enumerate(whole) if pair == start + wanted)
+        if found:
+            return Truncation(found, after)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    raise ConfigError(
+        f"truncate_token {text!r} is not the text of one token of this tokenizer, which reads it as {ids}; "
+        "name a single token, such as '.' or a line break"
+    )
+
+
 def collect(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -65,6 +88,7 @@ def collect(
     stop_ids: tuple[int, ...],
     temperature: float,
     generator: torch.Generator,
+    truncation: Truncation | None = None,
     fast: bool = True,
 ) -> Rollout:
     """One completion for each of the N prompts, equal prompts adjacent, from the policy as it stands.
@@ -80,6 +104,7 @@ def collect(
         stop_ids=stop_ids,
         temperature=temperature,
         generator=generator,
+        truncation=truncation,
         fast=fast,
     )
     completions = [
@@ -105,12 +130,15 @@ def score(
     temperature: float,
     coef: float,
     kl_in_reward: bool,
+    missing_end: float | None = None,
     fast: bool = True,
 ) -> Scored:
     """Rewards and reference log-probs of a rollout, and the token rewards that advantages are made from.
 
-    coef (reward per nat) prices k1 on every token where KL stands in the reward. A completion that the reward
-    does not score has scored_N False and no reward. Raises RewardError if none is scored.
+    coef (reward per nat) prices k1 on every token where KL stands in the reward. missing_end: the score of
+    every completion without its required end (ended_N), whatever the reward says of it; its components stay
+    as they were given. A completion that the reward does not score has scored_N False and no reward. Raises
+    RewardError if none is scored.
     """
     totals, components = rewards.score(
         reward, [prompt.text for prompt in rollout.prompts], rollout.completions, columns(rollout.prompts)
@@ -120,12 +148,28 @@ def score(
     if not scored_N.any():
         raise RewardError(f"the reward scored none of {len(totals)} completions (None for each)")
     reward_N = torch.tensor([total or 0.0 for total in totals], dtype=torch.float64, device=device)
+    if missing_end is not None:
+        reward_N = torch.where(rollout.ended_N, reward_N, missing_end)
+        scored_N = scored_N | ~rollout.ended_N
     with reference.model() as model:
         ref_logp_NT = likelihoods(model, rollout, temperature, fast=fast)
     mask_NT = rollout.completion_mask_NT
     kl_NT = k1(rollout.logp_NT, ref_logp_NT) if kl_in_reward else torch.zeros_like(ref_logp_NT)
     token_reward_NT = token_rewards(reward_N.to(kl_NT.dtype), mask_NT, kl_NT, coef)
     return Scored(rollout, reward_N, scored_N, components, ref_logp_NT, token_reward_NT)
+
+
+def state_rewards(scored: Scored, coef: float) -> Tensor:
+    """Rewards for a critic: -coef * k1 on leaving each state by a token, the score on the finished text.
+
+    -> (N, U), 0 beyond; without gradient.
+    """
+    rollout = scored.rollout
+    kl_NT = k1(rollout.logp_NT, scored.ref_logp_NT)
+    states_NU = state_mask(rollout.completion_mask_NT)
+    return token_rewards(
+        scored.reward_N.to(kl_NT.dtype), states_NU, torch.nn.functional.pad(kl_NT, (0, 1)), coef
+    )
 
 
 def sample_columns(

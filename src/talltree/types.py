@@ -1,14 +1,15 @@
-"""What the rooms hand to each other: Prompt, Rollout, Scored, Reward.
+"""What the rooms hand to each other: Prompt, Truncation, Rollout, Scored, Reward.
 
 Shape suffixes, one legend for the whole house: N rollouts, P prompts, G per group, S all tokens,
-T completion tokens, V vocabulary. A mask is named for what is True.
+T completion tokens, U = T + 1 states of a completion (before each token, and the finished text), V
+vocabulary. A mask is named for what is True.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,13 +38,24 @@ class Reward(Protocol):
     ) -> list[float | None]: ...
 
 
+class Truncation(NamedTuple):
+    """A completion ends with the first of token_ids at position `after` (from 0) or later, itself included.
+
+    Only the completion's tokens count, never the prompt's. Ziegler et al. 2019: "." after 16 tokens.
+    """
+
+    token_ids: tuple[int, ...]
+    after: int
+
+
 @dataclass(frozen=True)
 class Rollout:
     """The facts of sampling N completions; groups of one prompt are adjacent.
 
-    completion_ids_NT is left-aligned and includes the stop token; completion_mask_NT is True on every
-    sampled token, the stop token included; logp_NT (nats, float32, 0 outside the mask) is the log-prob
-    under the distribution that was really sampled; ended_N is True where the sampler drew a stop token.
+    completion_ids_NT is left-aligned and includes the token that ended it; completion_mask_NT is True on
+    every sampled token, that one included; logp_NT (nats, float32, 0 outside the mask) is the log-prob under
+    the distribution that was really sampled; ended_N is True where the completion has its required end: a
+    stop token, or with a Truncation that one's token and no other.
     """
 
     prompts: list[Prompt]
@@ -62,7 +74,8 @@ class Scored:
     reward_N is the total reward as given, float64 (0 where not scored_N); components maps a reward's name to
     its N values (None where not scored); ref_logp_NT (nats, 0 outside the mask) is the reference's log-prob
     of the same tokens; token_reward_NT is what the advantage is computed from: the reward on the last
-    completion token plus, where KL stands in the reward, -coef * (logp - ref_logp) on every token.
+    completion token plus, where KL stands in the reward, -coef * (logp - ref_logp) on every token; value_NU
+    is a critic's value of each state before the step's updates, 0 outside the completion.
     """
 
     rollout: Rollout
@@ -71,4 +84,4 @@ class Scored:
     components: dict[str, list[float | None]]
     ref_logp_NT: Tensor
     token_reward_NT: Tensor
-    value_NT: Tensor | None = None
+    value_NU: Tensor | None = None

@@ -93,8 +93,9 @@ def reopen(folder):
     (folder / "summary.json").write_text(json.dumps(kept | {"stop_reason": None}))
 
 
-def run_in_pieces(task, name, monkeypatch, **options):
+def run_in_pieces(task, name, monkeypatch, steps=STEPS, **options):
     """A run that is interrupted in every step, step 0 included, and continued each time."""
+    options = options | {"steps": steps}
     folder = task.folder / name
     due = []
 
@@ -110,7 +111,7 @@ def run_in_pieces(task, name, monkeypatch, **options):
     # The first thing that a new run does is to save step 0, and a resumed one to score its next step.
     monkeypatch.setattr(checkpoint, "save_state", interrupting(checkpoint.save_state))
     monkeypatch.setattr(rewards, "score", interrupting(rewards.score))
-    for step in range(STEPS):
+    for step in range(steps):
         due.append(step)
         with pytest.raises(SystemExit) as stopped:
             resume(folder) if step else task.run(name, **options)

@@ -159,9 +159,9 @@ def test_free_memory_is_this_machines():
 
 
 def failing_update(monkeypatch, error):
-    from talltree.stages.rl import loop
+    from talltree.stages.rl import step
 
-    update, calls = loop.update, []
+    update, calls = step.update, []
 
     def third(*arguments):
         calls.append(1)
@@ -169,7 +169,7 @@ def failing_update(monkeypatch, error):
             raise error
         return update(*arguments)
 
-    monkeypatch.setattr(loop, "update", third)
+    monkeypatch.setattr(step, "update", third)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +200,72 @@ def test_a_step_without_memory_is_named_and_the_run_goes_on(task, monkeypatch, c
         for key, value in right.items():
             assert left[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
     assert Run.open(folder).summary()["steps"] == 4
+
+
+NO_MEMORY = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+
+def test_a_preflight_without_memory_is_one_line(task, monkeypatch, capsys):
+    from talltree.stages.rl import measure
+
+    def failing(*arguments, **options):
+        raise NO_MEMORY
+
+    monkeypatch.setattr(measure, "preflight", failing)
+    folder = task.folder / "no-preflight"
+    assert cli.main(["rl", *task.arguments(output_dir=folder)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert line == (
+        "talltree rl: error: out of memory before the first step, with texts of up to 8 tokens; free memory, "
+        "or set max_completion_length lower than 6"
+    )
+    assert not folder.exists()
+
+
+def test_a_measurement_without_memory_is_one_line_and_the_run_goes_on(task, monkeypatch, capsys):
+    from talltree.stages.rl import ending
+
+    measure, calls = ending.measure, []
+
+    def second(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise NO_MEMORY
+        return measure(*arguments)
+
+    monkeypatch.setattr(ending, "measure", second)
+    folder = task.folder / "no-measurement"
+    assert cli.main(["rl", *task.arguments(output_dir=folder, steps=2, eval_samples=8)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert line == (
+        "talltree rl: error: out of memory while 8 completions of texts of up to 8 tokens were measured; "
+        f"step 2 is saved: continue with talltree rl --resume {folder} --eval_samples 4"
+    )
+    monkeypatch.undo()
+    assert cli.main(["rl", "--resume", str(folder), "--eval_samples", "4"]) == 0
+    assert "eval_samples is 4 from here on, for this resume: for the measurements" in capsys.readouterr().out
+    summary = Run.open(folder).summary()
+    assert (summary["before"]["samples"], summary["after"]["samples"], summary["steps"]) == (4, 4, 2)
+
+
+def test_the_critic_is_counted(task, monkeypatch):
+    """Its gradients and moments on top, its activations where they are more than the policy's pass."""
+    from talltree.stages.rl.groups import Critic
+
+    needs = {}
+    for body in ("separate", "shared"):
+        asked = config(task, algorithm="ppo", critic=Critic(body=body))
+        parts = load_parts(asked)
+        weights = [p.numel() for p in parts.critic.parameters().values()]
+        policy = sum(p.numel() for p in parts.policy.parameters())
+        needs[body] = room.need(asked, parts)
+        assert needs[body].standing == 4 * 3 * (policy + sum(weights))
+        assert sum(weights) == 17 + (
+            policy if body == "separate" else 0
+        )  # a tied model: its body is all of it
+    monkeypatch.setattr(room, "body_training_bytes", lambda body, texts, length: 10**12)
+    asked = config(task, algorithm="ppo")
+    assert room.need(asked, load_parts(asked)).training == 10**12
 
 
 def test_another_runtime_error_is_not_taken_for_memory(task, monkeypatch):

@@ -125,9 +125,13 @@ def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1
     rewards without shifting the mean, advantages fully.
     """
     mean = masked_mean(values, mask)
-    variance = masked_mean((values - mean).square(), mask)
-    whitened = (values - mean) * torch.rsqrt(variance + eps)
+    whitened = (values - mean) * whitening_factor(values, mask, eps)
     return torch.where(mask, whitened if shift_mean else whitened + mean, 0.0)
+
+
+def whitening_factor(values: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
+    """What `whiten` multiplies distances from the mean by: 1 / sqrt(population variance + eps), a scalar."""
+    return torch.rsqrt(_variance(values, mask) + eps)
 
 
 def gae(
@@ -153,6 +157,78 @@ def gae(
         backwards.append(advantage_N)
     advantage_NT = torch.stack(backwards[::-1], dim=1)
     return advantage_NT, advantage_NT + value_NT
+
+
+def state_mask(mask_NT: Tensor) -> Tensor:
+    """The states of each completion: before every token, and the finished text, one position past the last.
+
+    mask_NT with trailing padding -> (N, U), U = T + 1; a row without tokens has no state.
+    """
+    state_U = torch.arange(mask_NT.shape[1] + 1, device=mask_NT.device)
+    length_N1 = mask_NT.sum(1, keepdim=True)
+    return (state_U <= length_N1) & (length_N1 > 0)
+
+
+class Targets(NamedTuple):
+    """What a critic makes of a batch; nothing carries a gradient, and outside the masks all is 0.
+
+    advantage_NT for the policy; return_NU, which the values are to reach; raw_advantage_NT before whitening;
+    reward_scale: the factor of the rewards' whitening, 1 without it.
+    """
+
+    advantage_NT: Tensor
+    return_NU: Tensor
+    raw_advantage_NT: Tensor
+    reward_scale: Tensor
+
+
+def critic_targets(
+    reward_NU: Tensor,
+    value_NU: Tensor,
+    value_mask_NU: Tensor,
+    policy_mask_NT: Tensor,
+    *,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    whiten_rewards: bool = True,
+    whiten_advantages: bool = True,
+) -> Targets:
+    """Advantages and returns of states by `gae`, rewards and advantages whitened over their own masks.
+
+    reward_NU[:, t] is paid on leaving state t: the price of KL by token t, and on the finished text, which no
+    token leaves, the score. So value_mask_NU reaches one position past policy_mask_NT, and a policy mask in
+    its place would lose the score. Rewards keep their mean, advantages do not. Raises ValueError as `gae`,
+    and where the masks do not lie so. Ziegler et al. 2019, arXiv:1909.08593; Huang et al. 2024,
+    arXiv:2403.17031.
+    """
+    if not torch.equal(state_mask(policy_mask_NT), value_mask_NU):
+        raise ValueError(
+            "value_mask_NU must be True on the states before each token of policy_mask_NT and on the one "
+            "after its last; make it with state_mask"
+        )
+    scale = torch.ones((), dtype=reward_NU.dtype, device=reward_NU.device)
+    if whiten_rewards:
+        scale = whitening_factor(reward_NU, value_mask_NU)
+        reward_NU = whiten(reward_NU, value_mask_NU, shift_mean=False)
+    advantage_NU, return_NU = gae(reward_NU, value_NU, value_mask_NU, gamma, lam)
+    raw_NT = torch.where(policy_mask_NT, advantage_NU[:, :-1], 0.0)
+    advantage_NT = whiten(raw_NT, policy_mask_NT) if whiten_advantages else raw_NT
+    return Targets(advantage_NT, return_NU, raw_NT, scale)
+
+
+def explained_variance(value: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Share of the targets' variance that the values account for: 1 - var(target - value) / var(target).
+
+    Tensors of one shape -> scalar of at most 1; 0 for a constant value, negative for values worse than one.
+    Targets that are all equal have nothing to explain and give 0.
+    """
+    variance = _variance(target, mask)
+    share = 1 - _variance(target - value, mask) / variance
+    return torch.where(variance > 0, share, 0.0)
+
+
+def _variance(values: Tensor, mask: Tensor) -> Tensor:
+    return masked_mean((values - masked_mean(values, mask)).square(), mask)
 
 
 def _scored(rewards_N: Tensor, scored_N: Tensor | None) -> Tensor:

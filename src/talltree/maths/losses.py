@@ -57,6 +57,38 @@ def clip_share(
     return masked_mean(silenced.float(), mask_NT)
 
 
+def clipped_value(value: Tensor, old_value: Tensor, target: Tensor, clip: float | None = 0.2) -> Tensor:
+    """Value loss: max((V - R)^2, (V' - R)^2) / 2 with V' = old + clip(V - old, -clip, clip), R the return.
+
+    One shape -> the same, in reward squared. Beyond the clip its gradient is 0 where V' is the farther from
+    R: a value does not move more than `clip` towards its target on one batch, but may always come back. clip
+    None: (V - R)^2 / 2. Raises ValueError unless clip > 0. Ziegler et al. 2019, arXiv:1909.08593.
+    """
+    loss = (value - target).square()
+    if clip is not None:
+        loss = torch.maximum(loss, (_clipped_value(value, old_value, clip) - target).square())
+    return 0.5 * loss
+
+
+def value_clip_share(
+    value: Tensor, old_value: Tensor, target: Tensor, mask: Tensor, clip: float | None = 0.2
+) -> Tensor:
+    """Share of states whose value loss is the clipped one, hence without gradient; 0 where clip is None.
+
+    Four tensors of one shape -> scalar from 0 to 1; 0 where nothing is True in the mask.
+    """
+    if clip is None:
+        return torch.zeros((), device=value.device)
+    clipped_error = (_clipped_value(value, old_value, clip) - target).square()
+    return masked_mean((clipped_error > (value - target).square()).float(), mask)
+
+
+def _clipped_value(value: Tensor, old_value: Tensor, clip: float) -> Tensor:
+    if not clip > 0:
+        raise ValueError(f"value clip {clip} must be above 0; 0.2 is usual, None clips nothing")
+    return old_value + (value - old_value).clamp(-clip, clip)
+
+
 def _check_bounds(low: float, high: float) -> None:
     if not (0 < low <= 1 and high > 0):
         raise ValueError(

@@ -57,7 +57,7 @@ def model_card(
     machine: Mapping[str, Any],
     found: Mapping[str, Any] | None = None,
 ) -> str:
-    """The card of a pretrain, sft or rl run as Markdown, with the hub's metadata in front.
+    """The card of a pretrain, sft, reward or rl run as Markdown, with the hub's metadata in front.
 
     config, summary and machine are what a run folder holds in config.yaml, summary.json and
     environment.json; found: what `sizes` gives. Raises KeyError for another stage.
@@ -69,7 +69,7 @@ def model_card(
     about = {
         "license": config["licence"],
         "library_name": "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "text-classification" if stage == "reward" else "text-generation",
         "tags": ["talltree", stage, *facts.tags],
     }
     base = config.get("model_name_or_path")
@@ -222,10 +222,60 @@ def _rl(config: Mapping[str, Any], summary: Mapping[str, Any], machine: Mapping[
     )
 
 
+def _reward(config: Mapping[str, Any], summary: Mapping[str, Any], machine: Mapping[str, Any]) -> Facts:
+    base, data, after = config["model_name_or_path"], summary["data"], summary["after"]
+    ensemble = config["ensemble"]
+    heads = (
+        "one head"
+        if ensemble["size"] == 1
+        else f"{ensemble['size']} heads ({ensemble['body']} body), combined by {ensemble['combine']}"
+    )
+    end = "an end token after it" if config["eos"] == "append" else "no end token added"
+    what = (
+        f"A reward model: `{base}` (weights SHA-256 `{summary['base_sha256']}`) with {heads}, trained by "
+        f"`talltree reward` with the loss {summary['loss']}; {summary['steps']:,} updates, "
+        f"{summary['epochs']:.2f} epochs. It reads prompt + completion, {end}, at the last real token; its "
+        f"rewards have mean 0 and deviation 1 over {summary['reference']['samples']:,} reference samples "
+        f"({summary['reference']['source']}). `talltree rl --reward FOLDER` uses it. The logit of "
+        "`AutoModelForSequenceClassification` is that of the first head, before gain and bias; these stand "
+        "in config.json under `talltree_reward`."
+    )
+    sides = _table(
+        ("judgements", "number", "pairs", "texts", "annotators"),
+        *(
+            (name, *(f"{data[key][what_]:,}" for what_ in ("comparisons", "pairs", "texts", "annotators")))
+            for name, key in (("train", "train"), ("held out", "held_out"))
+        ),
+    )
+    left_out = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in data["left_out"].items())
+    split = f"Split by: {data['split']['rule']}. Left out: {left_out}."
+    agreed = after["agreement"]["mean"]
+    rows = [
+        ("accuracy before", _interval(summary["before"]["accuracy"])),
+        ("accuracy", _interval(after["accuracy"])),
+        (f"accuracy of preferring the {after['length']['baseline']} text",
+         f"{after['length']['baseline_accuracy']:.4f}"),
+        ("annotators' agreement with each other",
+         "no pair judged twice" if agreed is None else f"{agreed:.4f}"),
+        ("expected calibration error", f"{after['calibration']['ece']:.4f}"),
+        *((f"original above {p['name'].replace('_', ' ')}", _interval(p)) for p in summary["probes"]),
+    ]  # fmt: skip
+    warnings = "".join(f"\n\nWarning: {each}." for each in summary["warnings"])
+    return Facts(
+        f"{_last(base)}, reward model",
+        what,
+        ("reward-model",),
+        "\n\n".join([sides, split, "\n".join(_hashes(machine["data_sha256"]))]),
+        f"{_table(('held out', 'share'), *rows)}\n\n95% intervals: bootstrap over clusters of judgements "
+        f"that share texts; Wilson's for probes.{warnings}",
+    )
+
+
 STAGES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]], Facts]] = {
     "pretrain": _pretrain,
     "sft": _sft,
     "rl": _rl,
+    "reward": _reward,
 }
 
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from talltree.errors import ConfigError, ModelError
 
@@ -48,14 +48,33 @@ def load_model(name_or_path: str, dtype: torch.dtype | None = None) -> PreTraine
 
     Raises ModelError where it is missing, unreadable, damaged, or not a causal LM.
     """
+    loaded = load_with("AutoModelForCausalLM", name_or_path, dtype)
+    refuse_missing(name_or_path, loaded.missing)
+    refuse_mismatched(name_or_path, loaded.mismatched)
+    return loaded.model
+
+
+class Loaded(NamedTuple):
+    """A model in eval mode, the weights that were not stored, and (name, stored, wanted shape) of misfits."""
+
+    model: PreTrainedModel
+    missing: list[str]
+    mismatched: list[tuple[str, Any, Any]]
+
+
+def load_with(auto_class: str, name_or_path: str, dtype: torch.dtype | None = None, **options: Any) -> Loaded:
+    """A model through one of the library's Auto classes; what is missing is drawn at random and named.
+
+    Raises ModelError where it is not there, unreadable, damaged, or no model of that class.
+    """
     import torch
+    import transformers
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
     source = resolve(name_or_path)
     _check_not_cut(Path(source))
-    load: Any = AutoModelForCausalLM.from_pretrained
+    load: Any = getattr(transformers, auto_class).from_pretrained
     try:
         with _quiet():
             model, info = load(
@@ -64,27 +83,34 @@ def load_model(name_or_path: str, dtype: torch.dtype | None = None) -> PreTraine
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below, in one line
+                ignore_mismatched_sizes=True,  # the caller refuses them in one line
+                **options,
             )
     except (
         *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError),
         *(SafetensorError, StrictDataclassError),
     ) as error:
         raise ModelError(_cannot_load("model", name_or_path, source, error)) from error
-    missing = sorted(info["missing_keys"])
+    return Loaded(model.eval(), sorted(info["missing_keys"]), sorted(info["mismatched_keys"]))
+
+
+def refuse_missing(name_or_path: str, missing: Sequence[str]) -> None:
+    """Raises ModelError for weights that a model's files lack."""
     if missing:
         raise ModelError(
             f"model {name_or_path} lacks {len(missing)} of its weights ({missing[0]}, ...), "
             "which would start at random; fetch or save it again"
         )
-    mismatched = sorted(info["mismatched_keys"])
+
+
+def refuse_mismatched(name_or_path: str, mismatched: Sequence[tuple[str, Any, Any]]) -> None:
+    """Raises ModelError for weights of another shape than the config's."""
     if mismatched:
         name, stored, wanted = mismatched[0]
         raise ModelError(
             f"model {name_or_path}: {len(mismatched)} weights differ in shape from its config.json "
             f"({name} is {tuple(stored)}, the config asks for {tuple(wanted)})"
         )
-    return model.eval()
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:

@@ -80,6 +80,12 @@ def training_bytes(model: PreTrainedModel, texts: int, length: int, fast: bool) 
     return texts * activation_bytes(model, length) * 3 // 2 + 4 * (logits + 3 * vocabulary * hidden)
 
 
+def body_training_bytes(body: PreTrainedModel, texts: int, length: int) -> int:
+    """A forward and backward pass of a critic's body: `training_bytes` without a head and its logits."""
+    config = body.config.get_text_config()
+    return texts * activation_bytes(body, length) * 3 // 2 + 4 * config.vocab_size * config.hidden_size
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Memory that is free for the asking: the GPU's with what torch holds unused, Linux's MemAvailable.
 

@@ -12,17 +12,33 @@ from torch import nn
 from talltree.maths.muon import orthogonalise
 
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
+RATE = "rate"
+"""Key of a parameter group that takes so many times the learning rate."""
 
 
 def build_optimizer(
-    name: str, parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    learning_rate: float,
+    weight_decay: float,
+    *,
+    eps: float = 1e-8,
+    others: Iterable[nn.Parameter] = (),
+    others_rate: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """SGD without momentum ("sgd"), or AdamW ("adamw") with betas 0.9 and 0.95, over `decay_groups`."""
+    """SGD without momentum ("sgd"), or AdamW ("adamw") with betas 0.9 and 0.95, over `decay_groups`.
+
+    others: parameters that take others_rate times the learning rate, as a critic's may.
+    """
     groups = decay_groups(parameters, weight_decay)
+    groups += [
+        group | {RATE: others_rate, "lr": learning_rate * others_rate}
+        for group in decay_groups(others, weight_decay)
+    ]
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate)
     # fused: one pass over weights, gradients and moments instead of a dozen.
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=True)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), eps=eps, fused=True)
 
 
 def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
@@ -63,9 +79,9 @@ def schedule(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """The same rate in every group."""
+    """The same rate in every group, but for those that take a multiple of it."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get(RATE, 1.0)
 
 
 class Muon(torch.optim.Optimizer):

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def add_lora(model: PreTrainedModel, r: int, alpha: float, seed: int) -> PreTrainedModel:
+def add_lora(
+    model: PreTrainedModel, r: int, alpha: float, seed: int, task_type: str | None = "CAUSAL_LM"
+) -> PreTrainedModel:
     """LoRA adapters on every linear layer but the vocabulary head; at the start they change nothing (B = 0).
 
-    The adapter's dropout is 0: the policy that samples is the one that is scored. Hu et al. 2021,
-    arXiv:2106.09685.
+    The adapter's dropout is 0: the policy that samples is the one that is scored. task_type None is for a
+    body without a head. Hu et al. 2021, arXiv:2106.09685.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -33,8 +35,8 @@ def add_lora(model: PreTrainedModel, r: int, alpha: float, seed: int) -> PreTrai
                 lora_alpha=alpha,  # type: ignore[arg-type]
                 lora_dropout=0.0,
                 target_modules="all-linear",
-                fan_in_fan_out=type(model).__name__ == "GPT2LMHeadModel",
-                task_type="CAUSAL_LM",
+                fan_in_fan_out=type(model).__name__ in ("GPT2LMHeadModel", "GPT2Model"),
+                task_type=task_type,
             ),
         )
     return adapted.eval()
@@ -43,13 +45,15 @@ def add_lora(model: PreTrainedModel, r: int, alpha: float, seed: int) -> PreTrai
 class Reference:
     """The policy as it was when this was made: a true copy, or the base with adapters off under LoRA.
 
-    Loading it again by name would miss whatever has been done to the policy since it was loaded.
+    Loading it again by name would miss whatever has been done to the policy since it was loaded. `other` is
+    another model to take instead: KL then stands against that one.
     """
 
-    def __init__(self, policy: PreTrainedModel) -> None:
+    def __init__(self, policy: PreTrainedModel, other: PreTrainedModel | None = None) -> None:
         self._policy: Any = policy
-        has_adapters = hasattr(policy, "disable_adapter")
-        self._copy = None if has_adapters else deepcopy(policy).requires_grad_(False).eval()
+        if other is None and not hasattr(policy, "disable_adapter"):
+            other = deepcopy(policy)
+        self._copy = None if other is None else other.requires_grad_(False).eval()
 
     @contextmanager
     def model(self) -> Iterator[PreTrainedModel]:

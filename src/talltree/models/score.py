@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from talltree.maths.advantages import state_mask
 from talltree.maths.head import TokenLoss, head_logprobs, head_loss
 from talltree.maths.logprobs import entropy, token_logprobs
 from talltree.models.views import base_model
@@ -33,18 +34,20 @@ caches and for memory. Fixed by the device, so that the same run has the same bi
 class Loss(NamedTuple):
     """A differentiable loss, and without gradient logp_NT of the tokens and entropy_NT in nats.
 
-    Both are 0 outside the mask.
+    value_NU, differentiable too, is there where a value head was given. All are 0 outside the completions.
     """
 
     loss: Tensor
     logp_NT: Tensor
     entropy_NT: Tensor
+    value_NU: Tensor | None = None
 
 
 class _Layout(NamedTuple):
     """Prompts and completions joined in tokens_NS, and where in it each of the M completion tokens is.
 
-    row_M, step_M: the token's place in the completions (N, T), row by row; place_M: its column in tokens_NS.
+    row_M, step_M: the token's place in the completions (N, T), row by row; place_M: its column in tokens_NS;
+    prompt_N: tokens of each prompt.
     """
 
     tokens_NS: Tensor
@@ -52,6 +55,7 @@ class _Layout(NamedTuple):
     step_M: Tensor
     place_M: Tensor
     target_M: Tensor
+    prompt_N: Tensor
 
 
 def likelihood(
@@ -89,7 +93,8 @@ def likelihoods(
                 found = likelihood(model, some, ids, mask, temperature)
             else:
                 layout = _lay_out(some, ids, mask)
-                hidden_MH, weight_VH, bias_V = _hidden(model, layout, head)
+                hidden_NSH = hidden_states(model, layout.tokens_NS)
+                hidden_MH, weight_VH, bias_V = _for_head(hidden_NSH, layout, head)
                 logp_M = head_logprobs(hidden_MH, weight_VH, bias_V, layout.target_M, temperature)
                 found = _scatter(logp_M, layout, mask)
             logp_NT = logp_NT.to(found.dtype)
@@ -106,12 +111,15 @@ def completion_loss(
     token_loss: TokenLoss,
     *,
     fast: bool = True,
+    value_head: nn.Linear | None = None,
 ) -> Loss:
     """Sum over the completion tokens of token_loss(log-prob), whose gradient follows in one backward pass.
 
     token_loss(logp, part) is given the log-probs of a stretch `part` of the M = mask.sum() tokens, taken row
-    by row, and returns the loss of each; it must treat each token on its own.
+    by row, and returns the loss of each; it must treat each token on its own. value_head reads the same
+    hidden states, as `state_values` does, without another pass where the fast head is known.
     """
+    value_NU = None
     layout = _lay_out(prompt_ids, completion_ids_NT, completion_mask_NT)
     head = vocabulary_head(model) if fast else None
     if head is None:
@@ -120,13 +128,52 @@ def completion_loss(
         loss = token_loss(logp_M, slice(None)).sum()
         with torch.no_grad():
             entropy_M = entropy(logits_MV, temperature)
+        if value_head is not None:
+            hidden_NSH = hidden_states(model, layout.tokens_NS)
+            value_NU = _values(value_head, hidden_NSH, layout, completion_mask_NT)
     else:
-        hidden_MH, weight_VH, bias_V = _hidden(model, layout, head)
+        hidden_NSH = hidden_states(model, layout.tokens_NS)
+        if value_head is not None:
+            value_NU = _values(value_head, hidden_NSH, layout, completion_mask_NT)
+        hidden_MH, weight_VH, bias_V = _for_head(hidden_NSH, layout, head)
         loss, logp_M, entropy_M = head_loss(
             hidden_MH, weight_VH, bias_V, layout.target_M, temperature, token_loss
         )
     logp_NT = _scatter(logp_M.detach(), layout, completion_mask_NT)
-    return Loss(loss, logp_NT, _scatter(entropy_M, layout, completion_mask_NT))
+    return Loss(loss, logp_NT, _scatter(entropy_M, layout, completion_mask_NT), value_NU)
+
+
+def state_values(
+    body: PreTrainedModel,
+    value_head: nn.Linear,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids_NT: Tensor,
+    completion_mask_NT: Tensor,
+) -> Tensor:
+    """Value of every state of the completions: value_head on the body's last hidden state. -> value_NU.
+
+    Column t reads the token before completion token t, where the policy draws that token; the last one of a
+    completion reads its last real token, the finished text. 0 outside; differentiable; no vocabulary head is
+    run. float32, or float64 where the head is.
+    """
+    layout = _lay_out(prompt_ids, completion_ids_NT, completion_mask_NT)
+    return _values(value_head, hidden_states(body, layout.tokens_NS), layout, completion_mask_NT)
+
+
+def rollout_values(
+    body: PreTrainedModel, value_head: nn.Linear, rollout: Rollout, rows: int | None = None
+) -> Tensor:
+    """`state_values` of a whole rollout without gradient, texts of similar length together; rows as above."""
+    prompts, ids_NT, mask_NT = rollout.prompt_ids, rollout.completion_ids_NT, rollout.completion_mask_NT
+    shape = len(mask_NT), mask_NT.shape[1] + 1
+    value_NU = torch.zeros(shape, dtype=value_head.weight.dtype, device=mask_NT.device)
+    with torch.no_grad():
+        for part in by_length(prompts, mask_NT, rows):
+            width = int(mask_NT[part].sum(1).max())
+            some = [prompts[row] for row in part.tolist()]
+            found = state_values(body, value_head, some, ids_NT[part, :width], mask_NT[part, :width])
+            value_NU[part, : width + 1] = found
+    return value_NU
 
 
 def by_length(
@@ -177,7 +224,7 @@ def _lay_out(
     place_M = prompt_N[row_M] + step_M
     target_M = completion_ids_NT[row_M, step_M]
     tokens_NS[row_M, place_M] = target_M
-    return _Layout(tokens_NS, row_M, step_M, place_M, target_M)
+    return _Layout(tokens_NS, row_M, step_M, place_M, target_M, prompt_N)
 
 
 def _scatter(value_M: Tensor, layout: _Layout, mask_NT: Tensor) -> Tensor:
@@ -196,9 +243,13 @@ def vocabulary_head(model: PreTrainedModel) -> nn.Linear | None:
     return base.lm_head if known and type(base.lm_head) is nn.Linear else None
 
 
-def _hidden(model: PreTrainedModel, layout: _Layout, head: nn.Linear) -> tuple[Tensor, Tensor, Tensor | None]:
+def hidden_states(model: PreTrainedModel, tokens_NS: Tensor) -> Tensor:
+    """The last hidden states (N, S, hidden) of a model or of a body without a head."""
+    return base_model(model).base_model(input_ids=tokens_NS, use_cache=False).last_hidden_state
+
+
+def _for_head(hidden_NSH: Tensor, layout: _Layout, head: nn.Linear) -> tuple[Tensor, Tensor, Tensor | None]:
     """Hidden states (M, hidden) that predict the completion tokens, and the head's weights in their type."""
-    hidden_NSH = base_model(model).base_model(input_ids=layout.tokens_NS, use_cache=False).last_hidden_state
     hidden_MH = hidden_NSH[layout.row_M, layout.place_M - 1]
     # Autocast does not reach a gradient of our own, so the types are set here.
     kind = hidden_MH.device.type
@@ -210,3 +261,13 @@ def _hidden(model: PreTrainedModel, layout: _Layout, head: nn.Linear) -> tuple[T
         head.weight.to(hidden_MH.dtype),
         None if bias_V is None else bias_V.to(hidden_MH.dtype),
     )
+
+
+def _values(value_head: nn.Linear, hidden_NSH: Tensor, layout: _Layout, mask_NT: Tensor) -> Tensor:
+    state_NU = state_mask(mask_NT)
+    row_K, step_K = state_NU.nonzero(as_tuple=True)
+    place_K = layout.prompt_N[row_K] + step_K - 1
+    # In the head's own precision: a sum over the hidden state in bfloat16 would round the values.
+    with torch.autocast(hidden_NSH.device.type, enabled=False):
+        value_K = value_head(hidden_NSH[row_K, place_K].to(value_head.weight.dtype)).squeeze(-1)
+    return value_K.new_zeros(state_NU.shape).index_put((row_K, step_K), value_K)

@@ -17,15 +17,16 @@ from torch import Tensor
 from talltree.models.views import decode_view
 from talltree.sampling.caches import LibraryCache, WeightCache
 from talltree.sampling.draw import draw
+from talltree.types import Truncation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 class Sampled(NamedTuple):
-    """Sampled tokens (N, T), left-aligned, 0 outside mask_NT; log-probs in nats; ended_N: a stop token came.
+    """Sampled tokens (N, T), left-aligned, 0 outside mask_NT; log-probs in nats; ended_N as in `Rollout`.
 
-    The mask is True on every sampled token, the stop token included. T is the longest completion.
+    The mask is True on every sampled token, the one that ended it included. T is the longest completion.
     """
 
     tokens_NT: Tensor
@@ -43,6 +44,7 @@ def sample(
     stop_ids: tuple[int, ...],
     temperature: float,
     generator: torch.Generator,
+    truncation: Truncation | None = None,
     rows: int = 256,
     fast: bool = True,
 ) -> Sampled:
@@ -50,7 +52,9 @@ def sample(
 
     prompt_ids: N lists of at least one token each; put equal prompts next to each other, they are then read
     once. The generator gives one float64 uniform per rollout and position up front, so neither `rows` nor
-    early stopping changes what is drawn. fast=False takes the library's cache for every architecture.
+    early stopping changes what is drawn. A truncated completion is not sampled further, so there are no
+    tokens beyond the cut that log-probs or a gradient could cover. fast=False takes the library's cache for
+    every architecture.
     """
     uniforms_NT = torch.rand(
         len(prompt_ids), max_completion_length, dtype=torch.float64, generator=generator
@@ -60,20 +64,26 @@ def sample(
     for start in range(0, len(prompt_ids), rows):
         some = prompt_ids[start : start + rows]
         cache = LibraryCache(model, some) if view is None else WeightCache(view, some, max_completion_length)
-        parts.append(_decode(cache, uniforms_NT[start : start + rows], stop_ids, temperature))
+        parts.append(_decode(cache, uniforms_NT[start : start + rows], stop_ids, temperature, truncation))
     tokens, mask, logp, ended = (torch.cat(part) for part in zip(*parts, strict=True))
     longest = int(mask.any(0).sum())
     return Sampled(tokens[:, :longest], mask[:, :longest], logp[:, :longest], ended)
 
 
 def _decode(
-    cache: WeightCache | LibraryCache, uniforms_NT: Tensor, stop_ids: tuple[int, ...], temperature: float
+    cache: WeightCache | LibraryCache,
+    uniforms_NT: Tensor,
+    stop_ids: tuple[int, ...],
+    temperature: float,
+    truncation: Truncation | None = None,
 ) -> Sampled:
     N, T = uniforms_NT.shape
     device = uniforms_NT.device
     tokens_NT = torch.zeros(N, T, dtype=torch.long, device=device)
     logp_NT = torch.zeros(N, T, device=device)
     stops = torch.tensor(stop_ids, device=device)
+    cuts = torch.tensor(() if truncation is None else truncation.token_ids, dtype=torch.long, device=device)
+    cut_from = T if truncation is None else truncation.after
     active = torch.arange(N, device=device)  # the rollout that each row of the cache continues
     done = torch.zeros(N, dtype=torch.bool, device=device)
     logits = cache.logits
@@ -81,6 +91,8 @@ def _decode(
         token, logp = draw(logits if temperature == 1 else logits / temperature, uniforms_NT[active, t])
         tokens_NT[active, t], logp_NT[active, t] = token, logp
         done |= torch.isin(token, stops)
+        if t >= cut_from:
+            done |= torch.isin(token, cuts)
         ended = int(done.sum())
         if ended == len(done) or t + 1 == T:
             break
@@ -91,7 +103,13 @@ def _decode(
             active, token, done = active[rows], token[rows], done[rows]
         logits = cache.step(token)
     stop_NT = torch.isin(tokens_NT, stops)
-    mask_NT = stop_NT.cumsum(1) - stop_NT.long() == 0
+    cut_NT = torch.isin(tokens_NT, cuts) & (torch.arange(T, device=device) >= cut_from)
+    end_NT = stop_NT | cut_NT
+    mask_NT = end_NT.cumsum(1) - end_NT.long() == 0
+    required_NT = stop_NT if truncation is None else cut_NT
     return Sampled(
-        tokens_NT.masked_fill(~mask_NT, 0), mask_NT, logp_NT.masked_fill(~mask_NT, 0.0), stop_NT.any(1)
+        tokens_NT.masked_fill(~mask_NT, 0),
+        mask_NT,
+        logp_NT.masked_fill(~mask_NT, 0.0),
+        (required_NT & mask_NT).any(1),
     )

@@ -20,7 +20,7 @@ def write_final(
     """Writes the policy into the folder `target`, adapters merged, with the card of the ended run."""
     save_model(target, parts.policy, parts.tokenizer)
     named = to_dict(config) | {"reward": reward_without_folders(config.reward)}
-    write_card(target, named, {**summary, "base_sha256": parts.reference_sha256}, machine)
+    write_card(target, named, {**summary, "base_sha256": parts.base_sha256}, machine)
 
 
 def reward_without_folders(reward: str) -> str:

@@ -7,72 +7,13 @@ from typing import Any, Literal
 
 from talltree.config import option
 from talltree.errors import ConfigError
+from talltree.stages.rl.groups import KL, Best, Critic, Stop
 
 DEFAULT_COEF = 0.05
+DEFAULT_TRUNCATE_AFTER = 16
+"""Tokens, as in Ziegler et al. 2019."""
 
-
-@dataclass(frozen=True)
-class KL:
-    """The price of moving away from the reference."""
-
-    coef: float | None = option(
-        None, "price of one nat of sequence KL; null: 0.05, or what beta says", unit="reward per nat", low=0
-    )
-    target: float | None = option(
-        None,
-        "sequence KL that the coefficient is adapted to; null: the coefficient is fixed",
-        unit="nats",
-        above=0,
-    )
-    horizon: float = option(
-        10_000.0, "episodes over which the adaptive coefficient moves", unit="episodes", above=0
-    )
-    loss: Literal["k1", "k2", "k3"] = option(
-        "k3", "estimator where the KL stands in the loss (grpo); k1 is refused, its expected gradient is zero"
-    )
-
-
-@dataclass(frozen=True)
-class Stop:
-    """When a run ends by itself, with its reason in summary.json."""
-
-    kl_ceiling: float | None = option(
-        None, "end the run above this mean sequence KL; null: never", unit="nats", above=0
-    )
-    min_unique: float = option(
-        0.2, "end when fewer completions than this differ, `patience` steps long", unit="share", low=0, high=1
-    )
-    min_distinct_2: float = option(
-        0.1, "end when distinct-2 falls below this share of the first step's", unit="share", low=0, high=1
-    )
-    max_near_duplicates: float = option(
-        0.95,
-        "end when more completions than this have a near twin in their step",
-        unit="share",
-        low=0,
-        high=1,
-    )
-    constant_steps: int = option(
-        20,
-        "end after so many steps in which every completion got one and the same reward",
-        unit="steps",
-        low=2,
-    )
-    patience: int = option(5, "steps that a collapse must last", unit="steps", low=1)
-
-
-@dataclass(frozen=True)
-class Best:
-    """Which checkpoint becomes final/: the highest mean reward within these bounds."""
-
-    max_kl: float | None = option(None, "bound on the mean sequence KL; null: none", unit="nats", above=0)
-    min_distinct_2: float = option(
-        0.5, "bound on distinct-2 as a share of the first step's", unit="share", low=0, high=1
-    )
-    min_unique: float = option(
-        0.5, "bound on the share of different completions", unit="share", low=0, high=1
-    )
-    window: int = option(5, "steps before a checkpoint that are averaged to judge it", unit="steps", low=1)
+OF_PPO = ("gamma", "lam", "vf_coef", "cliprange_value", "whiten_rewards")
 
 
 @dataclass(frozen=True)
@@ -80,6 +21,9 @@ class Config:
     """Reinforcement learning of a causal language model on a reward, under a KL penalty."""
 
     model_name_or_path: str = option("seedling", "`seedling`, a local folder or a hub name")
+    reference_model_name_or_path: str | None = option(
+        None, "model that the KL is measured against, of the same tokens; null: the policy as it starts"
+    )
     prompts: str | None = option(None, "JSONL file with a `prompt` column, or .txt with one prompt a line")
     prompt: str = option("Once upon a time", "the one prompt to use where `prompts` is null")
     held_out: float = option(
@@ -93,7 +37,7 @@ class Config:
         "alliteration",
         "a built-in reward, FILE.py:FUNCTION, or a weighted sum such as 'alliteration - 0.1*length'",
     )
-    algorithm: Literal["reinforce", "rloo", "grpo"] = option("rloo", "row of the algorithm table")
+    algorithm: Literal["reinforce", "rloo", "grpo", "ppo"] = option("rloo", "row of the algorithm table")
     baseline: Literal["none", "moving", "batch"] | None = option(None, "baseline of reinforce; null: none")
     scale_rewards: bool | None = option(
         None, "grpo: divide by the group's deviation; false gives Dr. GRPO's centred advantage; null: true"
@@ -102,11 +46,26 @@ class Config:
         False, "grpo: divide by max_completion_length, not by each completion's length (Dr. GRPO)"
     )
     epsilon: float | None = option(
-        None, "clip the ratio below 1 - epsilon; null: 0.2 in grpo, no clipping elsewhere", above=0, high=1
+        None,
+        "clip the ratio below 1 - epsilon; null: 0.2 in grpo and ppo, no clipping elsewhere",
+        above=0,
+        high=1,
     )
     epsilon_high: float | None = option(
         None, "clip the ratio above 1 + epsilon_high; null: the same as epsilon", above=0
     )
+    gamma: float | None = option(None, "ppo: discount per token; null: 1", low=0, high=1)
+    lam: float | None = option(
+        None, "ppo: GAE's lambda, from 0 (one step) to 1 (the whole return); null: 0.95", low=0, high=1
+    )
+    whiten_rewards: bool | None = option(
+        None, "ppo: rewards per token in deviations, their mean kept; null: true"
+    )
+    vf_coef: float | None = option(None, "ppo: weight of the value loss; null: 0.1", above=0)
+    cliprange_value: float | None = option(
+        None, "ppo: how far one step's updates may take a value; null: 0.2", unit="reward", above=0
+    )
+    critic: Critic = option(Critic(), "the critic of ppo")
     kl: KL = option(KL(), "the KL penalty")
     beta: float | None = option(
         None, "the KL penalty in the alliteration study's unit: 99 times kl.coef", unit="study's beta", low=0
@@ -114,7 +73,9 @@ class Config:
     num_generations: int = option(8, "completions of one prompt: a group", unit="completions", low=1)
     batch_size: int = option(64, "completions of one step", unit="completions", low=1)
     steps: int = option(100, "steps to make", unit="steps", low=1)
-    num_iterations: int = option(1, "passes over each step's completions", unit="passes", low=1)
+    num_iterations: int | None = option(
+        None, "passes over each step's completions; null: 4 in ppo, 1 elsewhere", unit="passes", low=1
+    )
     num_mini_batches: int = option(1, "optimiser updates a pass is split into", unit="updates", low=1)
     gradient_accumulation_steps: int | None = option(
         None,
@@ -123,6 +84,18 @@ class Config:
         low=1,
     )
     max_completion_length: int = option(96, "longest completion", unit="tokens", low=1)
+    truncate_token: str | None = option(
+        None, 'text of a token that ends a completion, such as "."; null: stop tokens alone do'
+    )
+    truncate_after: int | None = option(
+        None, "position, from 0, at which truncate_token begins to count; null: 16", unit="tokens", low=0
+    )
+    missing_eos_penalty: float | None = option(
+        None,
+        "score of a completion without its required end, instead of its reward: truncate_token, else a stop "
+        "token; null: -1 with truncate_token, otherwise none",
+        unit="reward",
+    )
     temperature: float = option(1.0, "logits are divided by this in sampling and in training", above=0)
     optim: Literal["sgd", "adamw"] = option("adamw", "optimiser; sgd has no momentum")
     learning_rate: float = option(1e-4, "peak learning rate", unit="per update", above=0)
@@ -131,7 +104,10 @@ class Config:
     )
     warmup_steps: int = option(0, "updates over which the rate rises", unit="updates", low=0)
     weight_decay: float = option(0.0, "AdamW's decoupled decay of matrices", low=0)
-    max_grad_norm: float | None = option(1.0, "clip the gradient's norm; null: no clipping", above=0)
+    adam_epsilon: float = option(1e-8, "AdamW's epsilon", above=0)
+    max_grad_norm: float | None = option(
+        1.0, "clip the gradient's norm, a separate critic's by itself; null: no clipping", above=0
+    )
     lora_r: int | None = option(None, "rank of LoRA adapters; null: train all weights", low=1)
     lora_alpha: float | None = option(None, "scale of the adapters; null: 2 * lora_r", above=0)
     dtype: Literal["float32", "bfloat16"] = option("float32", "precision of forward and backward passes")
@@ -171,7 +147,9 @@ class Config:
                 f"gradient_accumulation_steps {self.gradient_accumulation_steps} is more than the {rows} "
                 f"completions of an update; use {rows} or less"
             )
-        updates = self.num_iterations * self.num_mini_batches
+        self._check_end()
+        self._check_critic()
+        updates = self.iterations * self.num_mini_batches
         if updates > 1 and self.clip is None:
             raise ConfigError(
                 f"{self.algorithm} is exact for one update a step, and this makes {updates}; set epsilon 0.2 "
@@ -203,6 +181,64 @@ class Config:
                 f"use {self.batch_size * 10} or more"
             )
 
+    def _check_end(self) -> None:
+        if self.truncate_token is None and self.truncate_after is not None:
+            raise ConfigError(
+                f"truncate_after {self.truncate_after} needs truncate_token as well, such as '.'"
+            )
+        if self.truncate_token == "":
+            raise ConfigError("truncate_token '' is no token; give its text, such as '.', or leave it out")
+        if self.truncate_token is not None and self.truncation_start >= self.max_completion_length:
+            raise ConfigError(
+                f"truncate_after {self.truncation_start} leaves no position in max_completion_length "
+                f"{self.max_completion_length} for truncate_token; use {self.max_completion_length - 1} or "
+                "less"
+            )
+
+    def _check_critic(self) -> None:
+        critic = self.critic
+        if critic.warmup_steps >= self.steps:
+            raise ConfigError(
+                f"critic.warmup_steps {critic.warmup_steps} leaves no step of {self.steps} in which the "
+                f"policy learns; use {self.steps - 1} or less"
+            )
+        if critic.head == "loaded" and critic.init_from is None:
+            raise ConfigError(
+                "critic.head loaded has nothing to load from; name a folder by critic.init_from"
+            )
+        if critic.head == "zero" and critic.init_from is not None and critic.body == "shared":
+            raise ConfigError(
+                f"critic.init_from {critic.init_from} would change nothing: a shared body is the policy's, "
+                "and critic.head is zero; set critic.head loaded, or critic.body separate"
+            )
+
+    @property
+    def iterations(self) -> int:
+        """Passes over each step's completions."""
+        return self.num_iterations or (4 if self.algorithm == "ppo" else 1)
+
+    @property
+    def truncation_start(self) -> int:
+        """The position, from 0, at which truncate_token begins to count."""
+        return DEFAULT_TRUNCATE_AFTER if self.truncate_after is None else self.truncate_after
+
+    @property
+    def missing_end(self) -> float | None:
+        """The score of a completion without its required end, None where its reward stands."""
+        if self.missing_eos_penalty is None and self.truncate_token is not None:
+            return -1.0
+        return self.missing_eos_penalty
+
+    @property
+    def value_clip(self) -> float:
+        """How far one step's updates may take a value."""
+        return 0.2 if self.cliprange_value is None else self.cliprange_value
+
+    @property
+    def value_coef(self) -> float:
+        """The weight of the value loss beside the policy's."""
+        return 0.1 if self.vf_coef is None else self.vf_coef
+
     @property
     def coef(self) -> float:
         """The KL coefficient at the start, reward per nat of sequence KL, from either unit."""
@@ -215,7 +251,7 @@ class Config:
     @property
     def clip(self) -> tuple[float, float] | None:
         """How far below and above 1 the ratio may go, or None where nothing is clipped."""
-        if self.epsilon is None and self.algorithm != "grpo":
+        if self.epsilon is None and self.algorithm not in ("grpo", "ppo"):
             return None
         low = 0.2 if self.epsilon is None else self.epsilon
         return low, low if self.epsilon_high is None else self.epsilon_high
@@ -234,6 +270,14 @@ class Config:
             raise ConfigError(
                 f"{name} belongs to grpo and would change nothing in {self.algorithm}; leave it out"
             )
+        of_ppo = {name: getattr(self, name) is not None for name in OF_PPO} | {
+            "critic": self.critic != Critic()
+        }
+        if self.algorithm != "ppo" and any(of_ppo.values()):
+            name = next(name for name, given in of_ppo.items() if given)
+            raise ConfigError(
+                f"{name} belongs to ppo and would change nothing in {self.algorithm}; leave it out"
+            )
         if self.epsilon_high is not None and self.clip is None:
             raise ConfigError(f"epsilon_high {self.epsilon_high:g} needs epsilon as well, such as 0.2")
         chosen: dict[str, Any] = {
@@ -241,7 +285,8 @@ class Config:
             "standardise": self.scale_rewards,
             "constant_length": float(self.max_completion_length) if self.constant_length else None,
         }
-        if self.algorithm == "grpo" and self.clip is not None:
+        chosen |= {name: getattr(self, name) for name in ("gamma", "lam", "whiten_rewards")}
+        if self.algorithm in ("grpo", "ppo") and self.clip is not None:
             chosen["clip_low"], chosen["clip_high"] = self.clip
         chosen = {key: value for key, value in chosen.items() if value is not None}
         algorithm(self.algorithm, **chosen)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from talltree.errors import RewardError
 from talltree.evals.samples import summarise
 from talltree.metrics import component_key
 from talltree.models.score import precision
-from talltree.preflight import BFLOAT16_TOLERANCE, TOLERANCE, Check, preflight
+from talltree.preflight import BFLOAT16_TOLERANCE, TOLERANCE, Check, critic_checks, preflight
 from talltree.rollout import collect, sample_columns, score
 from talltree.stages.rl.config import Config
 from talltree.stages.rl.parts import Parts
@@ -47,8 +46,12 @@ def run_preflight(config: Config, parts: Parts) -> list[Check]:
             temperature=config.temperature,
             stop_ids=parts.stop_ids,
             max_completion_length=config.max_completion_length,
+            truncation=parts.truncation,
             tolerance=BFLOAT16_TOLERANCE if bfloat16 else TOLERANCE,
+            is_own_reference=config.reference_model_name_or_path is None,
         )
+    if parts.critic is not None:
+        checks += critic_checks(parts.critic, rollout, config.critic.head == "zero")
     rewards_K = scored.reward_N[scored.scored_N]
     low, high = float(rewards_K.min()), float(rewards_K.max())
     status = "note" if low == high else "ok"
@@ -67,15 +70,14 @@ def _check_names(scored: Scored) -> None:
         raise RewardError(f"{clash}; rename the function") from clash
 
 
-def measure(config: Config, parts: Parts, coef: float, rows: Path, *, reference: bool) -> dict[str, Any]:
-    """Fresh samples of policy or reference from held-out prompts, stored in `rows` as JSON lines.
+def measure(config: Config, parts: Parts, coef: float, rows: Path, model: PreTrainedModel) -> dict[str, Any]:
+    """Fresh samples of a model from held-out prompts, stored in `rows` as JSON lines.
 
     A seed of their own pairs the draws before and after.
     """
     prompts = repeated(parts.held_out, config.eval_samples)
     draws = seeded(EVALUATION_STREAM + config.seed)
-    with parts.reference.model() if reference else nullcontext(parts.policy) as model:
-        rollout = collect_rollout(config, parts, prompts, draws, model)
+    rollout = collect_rollout(config, parts, prompts, draws, model)
     scored = score_rollout(config, parts, rollout, coef)
     columns = columns_of(parts, scored, torch.zeros_like(rollout.logp_NT))
     names = [name for name in columns if name not in ("prompt_ids", "completion_ids", "advantage")]
@@ -114,6 +116,7 @@ def collect_rollout(
         stop_ids=parts.stop_ids,
         temperature=config.temperature,
         generator=generator,
+        truncation=parts.truncation,
         fast=config.fast,
     )
 
@@ -132,6 +135,7 @@ def score_rollout(config: Config, parts: Parts, rollout: Rollout, coef: float) -
             temperature=config.temperature,
             coef=coef,
             kl_in_reward=kl_in_reward,
+            missing_end=config.missing_end,
             fast=config.fast,
         )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -11,13 +13,17 @@ from torch import nn
 from talltree import checkpoint, rewards
 from talltree.algorithms import Algorithm, algorithm
 from talltree.data.prompts import literal_prompts, read_prompts, split_prompts
+from talltree.errors import ModelError, RunError
 from talltree.maths.losses import clipped
+from talltree.models.critic import Critic, Lora, build_critic
 from talltree.models.load import compute_device, load_model, load_tokenizer, stop_ids, weights_sha256
 from talltree.models.optim import build_optimizer
 from talltree.models.policy import Reference, add_lora, trainable
-from talltree.rollout import encode_prompts
+from talltree.models.score import vocabulary_head
+from talltree.models.views import decode_view
+from talltree.rollout import encode_prompts, truncation_at
 from talltree.stages.rl.config import Config
-from talltree.types import Prompt, Reward
+from talltree.types import Prompt, Reward, Truncation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,18 +34,22 @@ REWARD_FILE = "reward"
 
 
 class Parts(NamedTuple):
-    """Everything that a step needs besides the counters of `State`; only policy and optimiser change."""
+    """Everything that a step needs besides the counters of `State`; only policy, critic, optimiser change."""
 
     policy: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     reference: Reference
     reference_sha256: str
+    base_sha256: str
+    critic: Critic | None
     reward: Reward
     prompts: list[Prompt]
     held_out: list[Prompt]
     held_out_is_train: bool
     ids_of: dict[str, list[int]]
     stop_ids: tuple[int, ...]
+    truncation: Truncation | None
+    recompute_reason: str | None
     algorithm: Algorithm
     optimizer: torch.optim.Optimizer
     data_sha256: dict[str, str]
@@ -58,19 +68,110 @@ def load_parts(config: Config) -> Parts:
     tokenizer = load_tokenizer(config.model_name_or_path)
     stops = stop_ids(policy, tokenizer)
     ids_of = encode_prompts(tokenizer, policy, prompts, config.max_completion_length)
+    truncation = None
+    if config.truncate_token is not None:
+        truncation = truncation_at(
+            tokenizer, config.truncate_token, config.truncation_start, policy.config.vocab_size
+        )
     nn.Module.to(policy, device)
+    base_sha256 = weights_sha256(policy)
+    critic = _critic(config, policy, tokenizer, max(map(len, ids_of.values())))
     if config.lora_r is not None:
         policy = add_lora(policy, config.lora_r, config.lora_alpha or 2.0 * config.lora_r, config.seed)
-    reference = Reference(policy)
-    with reference.model() as model:
-        fingerprint = weights_sha256(model)
+        critic = critic._replace(body=policy) if critic is not None and critic.is_shared else critic
+    other = _other_reference(config, policy, tokenizer)
+    reference = Reference(policy, other)
     optimizer = build_optimizer(
-        config.optim, trainable(policy).values(), config.learning_rate, config.weight_decay
+        config.optim,
+        trainable(policy).values(),
+        config.learning_rate,
+        config.weight_decay,
+        eps=config.adam_epsilon,
+        others=() if critic is None else critic.parameters().values(),
+        others_rate=(config.critic.learning_rate or config.learning_rate) / config.learning_rate,
     )
     return Parts(
-        policy, tokenizer, reference, fingerprint, reward, split.train, split.held_out,
-        split.held_out_is_train, ids_of, stops, _algorithm(config), optimizer, data_sha256,
+        policy, tokenizer, reference, base_sha256 if other is None else weights_sha256(other), base_sha256,
+        critic, reward, split.train, split.held_out, split.held_out_is_train, ids_of, stops, truncation,
+        recompute_reason(config, policy), _algorithm(config), optimizer, data_sha256,
     )  # fmt: skip
+
+
+@contextmanager
+def start_model(config: Config, parts: Parts) -> Iterator[PreTrainedModel]:
+    """The policy as it was before the first step, for the length of a with block.
+
+    Raises RunError where it had to be loaded again and its weights have changed meanwhile.
+    """
+    policy: Any = parts.policy
+    if config.reference_model_name_or_path is None:
+        with parts.reference.model() as model:
+            yield model
+    elif config.lora_r is not None:
+        with policy.disable_adapter():
+            yield policy
+    else:
+        model = load_model(config.model_name_or_path)
+        if weights_sha256(model) != parts.base_sha256:
+            raise RunError(
+                f"{config.model_name_or_path} has changed since the run was started, so what it earned "
+                "before cannot be measured; bring the old weights back, and continue with --resume"
+            )
+        nn.Module.to(model, policy.device)
+        yield model
+
+
+def recompute_reason(config: Config, policy: PreTrainedModel) -> str | None:
+    """Why old log-probs are read again in the trainer; None where the sampler's are the trainer's own."""
+    if config.dtype == "bfloat16":
+        return "the trainer computes in bfloat16, the sampler in float32"
+    if config.fast and (decode_view(policy) is None) != (vocabulary_head(policy) is None):
+        return "sampler and trainer take different paths through this model, one fast and one the library's"
+    return None
+
+
+def _critic(
+    config: Config, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, longest_prompt: int
+) -> Critic | None:
+    """The critic where the algorithm takes one; the policy must not have its adapters yet."""
+    if config.algorithm != "ppo":
+        return None
+    lora = None
+    if config.lora_r is not None:
+        lora = Lora(config.lora_r, config.lora_alpha or 2.0 * config.lora_r, config.seed + 1)
+    critic = config.critic
+    return build_critic(
+        policy,
+        tokenizer,
+        body=critic.body,
+        init_from=critic.init_from,
+        head=critic.head,
+        lora=lora,
+        longest_text=longest_prompt + config.max_completion_length,
+    )
+
+
+def _other_reference(
+    config: Config, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel | None:
+    """The model that the config names as reference. Raises ModelError if its tokens are not the policy's."""
+    name = config.reference_model_name_or_path
+    if name is None:
+        return None
+    model = load_model(name)
+    if model.config.vocab_size != policy.config.vocab_size:
+        sizes = f"{model.config.vocab_size} tokens and the policy {policy.config.vocab_size}"
+        raise ModelError(
+            f"reference model {name} has {sizes}; KL needs a reference of the same tokens, as a rule the "
+            "model that the policy was tuned from"
+        )
+    if load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
+        raise ModelError(
+            f"reference model {name} has another tokenizer than the policy; KL needs a reference of the same "
+            "tokens, as a rule the model that the policy was tuned from"
+        )
+    nn.Module.to(model, policy.device)
+    return model
 
 
 def _prompts(config: Config) -> tuple[list[Prompt], dict[str, str]]:
@@ -83,6 +184,6 @@ def _prompts(config: Config) -> tuple[list[Prompt], dict[str, str]]:
 
 def _algorithm(config: Config) -> Algorithm:
     row = algorithm(config.algorithm, **config.algorithm_options())
-    if config.clip is None or config.algorithm == "grpo":
+    if config.clip is None or config.algorithm in ("grpo", "ppo"):
         return row
     return row._replace(surrogate=clipped(*config.clip))

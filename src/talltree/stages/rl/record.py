@@ -6,9 +6,11 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from talltree.evals.diversity import diversity, near_duplicates
+from talltree.maths.advantages import Targets, explained_variance, state_mask
 from talltree.maths.kl import k1, k3, sequence_kl, token_kl
 from talltree.metrics import component_key
 from talltree.stages.rl.update import Figures
@@ -20,6 +22,7 @@ def metrics_row(
     scored: Scored,
     advantage_NT: Tensor,
     figures: Figures,
+    targets: Targets | None = None,
     *,
     group_size: int,
     coef: float,
@@ -49,6 +52,7 @@ def metrics_row(
         "policy/grad_norm": figures.grad_norm,
         "policy/ratio_mean": figures.ratio_mean,
         "policy/clip_share": figures.clip_share,
+        "policy/approx_kl": figures.approx_kl,
         "policy/learning_rate": figures.learning_rate,
         "completion/length": tokens / len(mask_NT),
         "completion/ended": float(rollout.ended_N.float().mean()),
@@ -58,12 +62,39 @@ def metrics_row(
         "diversity/near_duplicates": near_duplicates(rollout.completions),
         "groups/zero_variance": _zero_variance(scored, group_size),
         "advantage/std": _deviation(advantage),
+        **({} if targets is None else _critic(scored, targets, figures)),
         "time/sample": clock[1] - clock[0],
         "time/score": clock[2] - clock[1],
         "time/train": clock[3] - clock[2],
         "time/step": clock[3] - clock[0],
         "time/tokens_per_second": tokens / (clock[3] - clock[0]),
     }
+
+
+def _critic(scored: Scored, targets: Targets, figures: Figures) -> dict[str, Any]:
+    """What a critic adds: its loss over the updates, and values, returns and advantages before them."""
+    if scored.value_NU is None or figures.value is None:
+        raise TypeError("a step with value targets has values and a value loss")
+    mask_NT = scored.rollout.completion_mask_NT & scored.scored_N.unsqueeze(1)
+    states_NU = state_mask(mask_NT)
+    value, target = scored.value_NU[states_NU].double(), targets.return_NU[states_NU].double()
+    raw = targets.raw_advantage_NT[mask_NT].double()
+    row = {
+        "advantage/raw_mean": float(raw.mean()),
+        "advantage/raw_std": float(raw.std(correction=0)),
+        "value/loss": figures.value.loss,
+        "value/clip_share": figures.value.clip_share,
+        "value/explained_variance": float(
+            explained_variance(value, target, torch.ones_like(value, dtype=torch.bool))
+        ),
+        "value/mean": float(value.mean()),
+        "return/mean": float(target.mean()),
+        "return/std": float(target.std(correction=0)),
+        "return/scale": float(targets.reward_scale),
+    }
+    if figures.value.grad_norm is not None:
+        row["value/grad_norm"] = figures.value.grad_norm
+    return row
 
 
 def _components(scored: Scored) -> dict[str, float]:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from talltree import checkpoint
 from talltree.errors import ConfigError, RunError
 from talltree.models.memory import (
     GIB,
     Need,
+    body_training_bytes,
     free_bytes,
+    out_of_memory,
     sampling_bytes,
     standing_bytes,
     training_bytes,
 )
 from talltree.models.policy import trainable
 from talltree.models.score import tokens_at_a_time
+from talltree.run import Run
 from talltree.stages.rl.config import Config
 from talltree.stages.rl.parts import Parts
 
@@ -42,11 +48,22 @@ def need(config: Config, parts: Parts) -> Need:
     """What a step will take, from the model's own forward pass on one text of the longest length."""
     length = longest_text(config, parts)
     texts = texts_at_a_time(config, length, parts.policy.device)
+    changing = list(trainable(parts.policy).values())
+    if parts.critic is not None:
+        changing += parts.critic.parameters().values()
     return Need(
-        standing_bytes(list(trainable(parts.policy).values()), MOMENTS[config.optim]),
+        standing_bytes(changing, MOMENTS[config.optim]),
         sampling_bytes(parts.policy, max(config.batch_size, config.eval_samples), length),
-        training_bytes(parts.policy, texts, length, config.fast),
+        _training_bytes(config, parts, texts, length),
     )
+
+
+def _training_bytes(config: Config, parts: Parts, texts: int, length: int) -> int:
+    """The larger of the policy's passes and the critic's, which come one after the other."""
+    taken = training_bytes(parts.policy, texts, length, config.fast)
+    if parts.critic is None or parts.critic.is_shared:
+        return taken
+    return max(taken, body_training_bytes(parts.critic.body, texts, length))
 
 
 def require_room(config: Config, parts: Parts) -> str:
@@ -69,7 +86,7 @@ def _fix(config: Config, parts: Parts, room: int) -> str:
     """The setting to change so that sampling and training fit in `room` bytes."""
     length = longest_text(config, parts)
     rows = config.batch_size // config.num_mini_batches
-    one, two = (training_bytes(parts.policy, texts, length, config.fast) for texts in (1, 2))
+    one, two = (_training_bytes(config, parts, texts, length) for texts in (1, 2))
     if max(config.batch_size, config.eval_samples) > 1 and sampling_bytes(parts.policy, 1, length) < room:
         sampled = sampling_bytes(parts.policy, max(config.batch_size, config.eval_samples), length)
         if sampled > room:
@@ -79,6 +96,41 @@ def _fix(config: Config, parts: Parts, room: int) -> str:
         return f"set max_completion_length lower than {config.max_completion_length}{lora}"
     fitting = 1 + (room - one) // max(two - one, 1)
     return f"set gradient_accumulation_steps {math.ceil(rows / min(fitting, rows))}"
+
+
+@contextmanager
+def preparing(config: Config, parts: Parts) -> Iterator[None]:
+    """One line for running out of memory before the first step. Raises RunError."""
+    advice = (
+        f"out of memory before the first step, with texts of up to {longest_text(config, parts)} tokens; "
+        f"free memory, or set max_completion_length lower than {config.max_completion_length}"
+    )
+    with _one_line(advice):
+        yield
+
+
+@contextmanager
+def measuring(config: Config, parts: Parts, folder: Run) -> Iterator[None]:
+    """One line for running out of memory while the ended run is measured. Raises RunError."""
+    saved = checkpoint.step_folders(folder.checkpoints)[-1][0]
+    fewer = f" --eval_samples {config.eval_samples // 2}" if config.eval_samples >= 4 else ""
+    advice = (
+        f"out of memory while {config.eval_samples} completions of texts of up to "
+        f"{longest_text(config, parts)} tokens were measured; step {saved} is saved: "
+        f"{'' if fewer else 'free memory and '}continue with talltree rl --resume {folder.folder}{fewer}"
+    )
+    with _one_line(advice):
+        yield
+
+
+@contextmanager
+def _one_line(advice: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as failure:
+        if not out_of_memory(failure):
+            raise
+        raise RunError(advice) from failure
 
 
 def ran_out(config: Config, parts: Parts, step: int, saved: int, folder: Path) -> RunError:

@@ -21,8 +21,11 @@ from talltree.stages.rl.config import Config
 from talltree.stages.rl.parts import REWARD_FILE, Parts
 from talltree.stops import is_candidate, window_reward
 
-MAY_CHANGE = ("gradient_accumulation_steps",)
-"""What a resume may ask for anew: it moves memory and the last bits, not the loss."""
+MAY_CHANGE = {
+    "gradient_accumulation_steps": "the same loss, its last bits differ",
+    "eval_samples": "for the measurements before and after, which are both made at the end",
+}
+"""What a resume may ask for anew, and what that changes: memory above all."""
 
 
 @dataclasses.dataclass
@@ -77,6 +80,9 @@ def save(config: Config, parts: Parts, state: State, folder: Run) -> None:
             "best_step": state.best_step,
             "best_reward": state.best_reward,
             "reference_sha256": parts.reference_sha256,
+            "base_sha256": parts.base_sha256,
+            "critic_source_sha256": None if parts.critic is None else parts.critic.source_sha256,
+            "critic": {} if parts.critic is None else parts.critic.parameters(),
             "optimizer": parts.optimizer.state_dict(),
             "adapters": trainable(parts.policy) if config.lora_r is not None else {},
         }
@@ -99,7 +105,9 @@ def resumed_config(asked: Config) -> Config:
     """
     run = Run.open(str(asked.resume))
     run.require_unended()
-    return resumed(asked, run.config, run.folder, MAY_CHANGE)
+    default = type(asked)()
+    changed = [key for key in MAY_CHANGE if getattr(asked, key) != getattr(default, key)]
+    return resumed(asked, run.config, run.folder, changed)
 
 
 def restore(config: Config, parts: Parts, folder: Run, say: Callable[[str], None]) -> State:
@@ -109,12 +117,7 @@ def restore(config: Config, parts: Parts, folder: Run, say: Callable[[str], None
     """
     step, path = folder.latest_checkpoint(say)
     tree = checkpoint.load_state(path)
-    if tree["reference_sha256"] != parts.reference_sha256:
-        raise RunError(
-            f"{config.model_name_or_path} is not the model that {folder.folder} started from: its weights "
-            "have changed, so the KL would be measured against another reference; bring the old ones "
-            "back, or start a new run"
-        )
+    _check_same_models(config, parts, folder, tree)
     changed = [
         name
         for name, digest in parts.data_sha256.items()
@@ -145,12 +148,39 @@ def restore(config: Config, parts: Parts, folder: Run, say: Callable[[str], None
     )
 
 
+def _check_same_models(config: Config, parts: Parts, folder: Run, tree: Mapping[str, Any]) -> None:
+    """Raises RunError where a model that the run starts from has other weights than it had then."""
+    source = None if parts.critic is None else parts.critic.source_sha256
+    models = (
+        (config.reference_model_name_or_path, "reference_sha256", parts.reference_sha256, "reference"),
+        (config.model_name_or_path, "base_sha256", parts.base_sha256, "start"),
+        (config.critic.init_from, "critic_source_sha256", source, "critic"),
+    )
+    consequence = {
+        "reference": "the KL would be measured against another reference",
+        "start": "adapters and the measurement before would stand on others",
+        "critic": "its adapters would stand on others",
+    }
+    for name, key, found, role in models:
+        if tree[key] != found:
+            raise RunError(
+                f"{name or config.model_name_or_path} is not the model that {folder.folder} started from: "
+                f"its weights have changed, so {consequence[role]}; bring the old ones back, or start a new "
+                "run"
+            )
+
+
 def load_weights(config: Config, parts: Parts, path: Path) -> None:
-    """Puts a checkpoint's weights into the policy."""
+    """Puts a checkpoint's weights into policy and critic."""
     if config.lora_r is None:
         parts.policy.load_state_dict(load_model(str(path)).state_dict())
+    if config.lora_r is None and parts.critic is None:
         return
-    adapters = checkpoint.load_state(path)["adapters"]
+    tree = checkpoint.load_state(path)
     with torch.no_grad():
-        for name, parameter in trainable(parts.policy).items():
-            parameter.copy_(adapters[name])
+        if config.lora_r is not None:
+            for name, parameter in trainable(parts.policy).items():
+                parameter.copy_(tree["adapters"][name])
+        if parts.critic is not None:
+            for name, parameter in parts.critic.parameters().items():
+                parameter.copy_(tree["critic"][name])

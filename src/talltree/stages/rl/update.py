@@ -10,20 +10,24 @@ import torch
 from torch import Tensor
 
 from talltree.algorithms import Algorithm
-from talltree.errors import ContractError
 from talltree.maths.head import TokenLoss
 from talltree.maths.losses import clip_share
 from talltree.maths.weights import masked_mean
 from talltree.models.optim import set_learning_rate
 from talltree.models.score import by_length, completion_loss, likelihoods, precision
+from talltree.stages.rl.value import (
+    NonFinite,
+    ValueFigures,
+    ValueObjective,
+    ValuePart,
+    backward,
+    finite,
+    value_weights,
+)
 from talltree.types import Rollout, Scored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-class NonFinite(ContractError):
-    """A number that is not finite where the step had not changed any weight yet."""
 
 
 class BrokenStep(NonFinite):
@@ -33,7 +37,9 @@ class BrokenStep(NonFinite):
 class Passes(NamedTuple):
     """How a step's completions are gone over; `clip` holds the bounds of a clipped surrogate.
 
-    parts: how many an update is computed in; None: as few as `models.score.by_length` makes.
+    parts: how many an update is computed in; None: as few as `models.score.by_length` makes. recomputes: old
+    log-probs are the trainer's own, read again before the first update, and not the sampler's. critic_alone:
+    whatever the critic does not own keeps its weights, a body that it shares among them.
     """
 
     iterations: int
@@ -43,6 +49,8 @@ class Passes(NamedTuple):
     max_grad_norm: float | None
     bfloat16: bool
     fast: bool
+    recomputes: bool
+    critic_alone: bool = False
 
 
 class Figures(NamedTuple):
@@ -52,12 +60,17 @@ class Figures(NamedTuple):
     grad_norm: float
     ratio_mean: float
     clip_share: float
+    approx_kl: float
     entropy: float
     learning_rate: float
+    value: ValueFigures | None
 
 
 class Objective(NamedTuple):
-    """loss = sum(weights_NT * (surrogate [+ kl_coef * KL estimate])) at a temperature, for one batch."""
+    """loss = sum(weights_NT * (surrogate [+ kl_coef * KL estimate])) at a temperature, for one batch.
+
+    With a critic its value loss is added.
+    """
 
     algorithm: Algorithm
     scored: Scored
@@ -65,13 +78,16 @@ class Objective(NamedTuple):
     temperature: float
     kl_coef: float
     kl_loss: Callable[[Tensor, Tensor], Tensor]
+    value: ValueObjective | None = None
 
 
 class _Sums(NamedTuple):
     loss: float
     ratio: float
     clipped: float
+    approx_kl: float
     entropy_M: Tensor
+    value: ValuePart | None
 
 
 def update(
@@ -90,20 +106,24 @@ def update(
     """
     rollout = objective.scored.rollout
     N, device = len(rollout.logp_NT), rollout.logp_NT.device
-    # In float32 the sampler's log-probs are the trainer's within 1e-4; in bfloat16 they are not.
     old_logp_NT = rollout.logp_NT
-    if passes.bfloat16:
+    if passes.recomputes:
         with precision(device, passes.bfloat16):
             old_logp_NT = likelihoods(policy, rollout, objective.temperature, fast=passes.fast)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    # A separate critic's gradient must not take up the policy's share of the bound.
+    models = _apart(parameters, objective.value)
+    held = _not_the_critics(parameters, objective.value) if passes.critic_alone else []
     done: list[_Sums] = []
-    norms: list[float] = []
+    norms: list[list[float]] = []
     try:
         for _ in range(passes.iterations):
             order = torch.randperm(N, generator=generator) if passes.mini_batches > 1 else torch.arange(N)
             for rows in order.to(device).chunk(passes.mini_batches):
                 sums = _backward(policy, objective, passes, old_logp_NT, rows)
-                norms.append(_checked_norm(parameters, passes.max_grad_norm))
+                for parameter in held:
+                    parameter.grad = None
+                norms.append([_checked_norm(each, passes.max_grad_norm) for each in models])
                 learning_rate = next_learning_rate()
                 set_learning_rate(optimizer, learning_rate)
                 optimizer.step()
@@ -118,11 +138,39 @@ def update(
         raise BrokenStep(f"non-finite weights; learning_rate {learning_rate:g} is too high")
     return Figures(
         loss=_mean([sums.loss for sums in done]),
-        grad_norm=_mean(norms),
+        grad_norm=_mean([each[0] for each in norms]),
         ratio_mean=_mean([sums.ratio for sums in done]),
         clip_share=_mean([sums.clipped for sums in done]),
+        approx_kl=_mean([sums.approx_kl for sums in done]),
         entropy=float(torch.cat([sums.entropy_M for sums in done[: passes.mini_batches]]).mean()),
         learning_rate=learning_rate,
+        value=_value_figures(done, norms),
+    )
+
+
+def _not_the_critics(
+    parameters: list[torch.nn.Parameter], value: ValueObjective | None
+) -> list[torch.nn.Parameter]:
+    own = set() if value is None else {id(each) for each in value.critic.parameters().values()}
+    return [p for p in parameters if id(p) not in own]
+
+
+def _apart(
+    parameters: list[torch.nn.Parameter], value: ValueObjective | None
+) -> list[list[torch.nn.Parameter]]:
+    """The policy's parameters and, where its body is separate, the critic's."""
+    if value is None or value.critic.is_shared:
+        return [parameters]
+    return [_not_the_critics(parameters, value), list(value.critic.parameters().values())]
+
+
+def _value_figures(done: list[_Sums], norms: list[list[float]]) -> ValueFigures | None:
+    parts = [sums.value for sums in done if sums.value is not None]
+    if not parts:
+        return None
+    own_norm = _mean([each[1] for each in norms]) if len(norms[0]) > 1 else None
+    return ValueFigures(
+        _mean([part.loss for part in parts]), _mean([part.clipped for part in parts]), own_norm
     )
 
 
@@ -135,10 +183,12 @@ def _backward(
     drawn_NT = rollout.completion_mask_NT
     mask_NT = drawn_NT & scored.scored_N.unsqueeze(1)
     weights_NT = torch.zeros_like(rollout.logp_NT)
-    weights_NT[rows] = objective.algorithm.weights(mask_NT[rows])
+    weights_NT[rows] = objective.algorithm.weights(mask_NT[rows], dtype=weights_NT.dtype)
     tokens = mask_NT[rows].sum().clamp(min=1)
-    loss_sum = ratio_sum = clipped_sum = 0.0
-    entropies = []
+    value = objective.value
+    value_weights_NU = None if value is None else value_weights(value, rows)
+    loss_sum = ratio_sum = clipped_sum = approx_kl_sum = 0.0
+    entropies, value_parts = [], []
     for part in _parts(rollout, rows, passes.parts):
         width = int(drawn_NT[part].sum(1).max())
         mask, drawn = mask_NT[part, :width], drawn_NT[part, :width]
@@ -146,26 +196,30 @@ def _backward(
             each[part, :width] for each in (old_logp_NT, advantage_NT, scored.ref_logp_NT, weights_NT)
         )
         token_loss = _token_loss(objective, *(each[drawn] for each in (old, advantage, ref, weights)))
+        texts = [rollout.prompt_ids[i] for i in part.tolist()], rollout.completion_ids_NT[part, :width], drawn
         with precision(rows.device, passes.bfloat16):
             current = completion_loss(
                 policy,
-                [rollout.prompt_ids[i] for i in part.tolist()],
-                rollout.completion_ids_NT[part, :width],
-                drawn,
+                *texts,
                 objective.temperature,
                 token_loss,
                 fast=passes.fast,
+                value_head=value.critic.head if value is not None and value.critic.is_shared else None,
             )
-        if not torch.isfinite(current.loss):
-            raise NonFinite(f"non-finite loss ({current.loss.item()})")
-        current.loss.backward()
+        if value is None or value_weights_NU is None:
+            finite(current.loss).backward()
+        else:
+            value_parts.append(backward(current, value, value_weights_NU, part, texts, passes.bfloat16))
         loss_sum += current.loss.item()
         share = float(mask.sum() / tokens)
-        ratio_sum += share * float(masked_mean(torch.exp(current.logp_NT - old), mask))
+        moved = current.logp_NT - old
+        ratio_sum += share * float(masked_mean(torch.exp(moved), mask))
+        approx_kl_sum += share * float(masked_mean(0.5 * moved.square(), mask))
         if passes.clip is not None:
             clipped_sum += share * float(clip_share(current.logp_NT, old, advantage, mask, *passes.clip))
         entropies.append(current.entropy_NT[drawn])
-    return _Sums(loss_sum, ratio_sum, clipped_sum, torch.cat(entropies))
+    value_part = ValuePart(*map(sum, zip(*value_parts, strict=True))) if value_parts else None
+    return _Sums(loss_sum, ratio_sum, clipped_sum, approx_kl_sum, torch.cat(entropies), value_part)
 
 
 def _token_loss(
