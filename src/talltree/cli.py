@@ -10,18 +10,9 @@ from collections.abc import Sequence
 
 from talltree import __version__
 from talltree.errors import TallTreeError
+from talltree.stages.table import STAGES
 
-STAGES: dict[str, tuple[str, str]] = {
-    "tokenizer": ("talltree.stages.tokenizer", "train a byte-level BPE tokenizer on a corpus"),
-    "pretrain": ("talltree.stages.pretrain", "train a small causal language model from scratch"),
-    "sft": ("talltree.stages.sft", "fine-tune a model on prompts and completions"),
-    "sample": ("talltree.stages.sample", "write texts with a model"),
-    "rl": ("talltree.stages.rl", "reinforcement learning of a model on a reward"),
-    "push": ("talltree.stages.push", "upload a model and its card to a hub"),
-    "report": ("talltree.report", "write a run folder's report.html"),
-    "demo": ("talltree.demo", "a small model learns to alliterate, in minutes"),
-}
-"""Stage -> (module with `Config` and `run(config)`, imported only when it is asked for; what it does)."""
+__all__ = ["STAGES", "main", "run_stage", "usage"]
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
