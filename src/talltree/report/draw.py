@@ -99,9 +99,9 @@ def curve(
         _mark(axes, best, LEAF, (0, (4, 2.5)), "v")
         _mark(axes, stop, STOP, (0, (1, 1.5)), "s")
         if len(lines) > 1:
-            _legend(axes)
+            legend(axes)
 
-    return _svg(paint)
+    return svg(paint)
 
 
 def _whole_ticks() -> MaxNLocator:
@@ -144,7 +144,8 @@ def _mark(axes: Axes, step: int | None, colour: str, dashes: Any, marker: str) -
     axes.plot([step], [1.0], marker, transform=transform, color=colour, markersize=5, clip_on=False, zorder=4)
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
+    """One row of labels above the axes, so that it hides nothing."""
     axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, borderaxespad=0.1, fontsize=8,
         handlelength=1.1, handletextpad=0.4, columnspacing=1.1, labelcolor=INK,
@@ -184,7 +185,7 @@ def path(
         bar.set_label("step")
         bar.ax.yaxis.set_major_locator(_whole_ticks())
 
-    return _svg(paint)
+    return svg(paint)
 
 
 def _arrows(x: Sequence[float], y: Sequence[float]) -> list[tuple[tuple[float, float], tuple[float, float]]]:
@@ -218,9 +219,9 @@ def histogram(groups: Sequence[np.ndarray], labels: Sequence[str], x: str) -> st
         axes.set_ylabel("share of stories")
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if axes.get_ylim()[1] > 0.05 else 1))
-        _legend(axes)
+        legend(axes)
 
-    return _svg(paint)
+    return svg(paint)
 
 
 def bins(values: np.ndarray) -> np.ndarray:
@@ -234,7 +235,8 @@ def bins(values: np.ndarray) -> np.ndarray:
     return np.linspace(low, high, 31)
 
 
-def _svg(paint: Callable[[Axes], None]) -> str:
+def svg(paint: Callable[[Axes], None]) -> str:
+    """One chart in the house's style as inline SVG, the same bytes for the same data."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")
         FigureCanvasSVG(figure)

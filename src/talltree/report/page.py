@@ -46,14 +46,15 @@ def write(folder: str | Path, output: str | Path | None, max_samples: int | None
     """
     run = facts.read(folder)
     target = Path(output) if output is not None else run.folder / "report.html"
-    _require_free(target)
+    require_free(target)
     shown = run._replace(samples=gallery.thin(run.samples, max_samples))
     content = build(shown, run.samples.num_rows).encode()
     checkpoint.write_file(target, content)
     return Written(target, len(content), shown.samples.num_rows)
 
 
-def _require_free(target: Path) -> None:
+def require_free(target: Path) -> None:
+    """Raises RunError unless a page can be written to `target`."""
     if target.is_dir():
         raise RunError(f"output {target} is a folder; name a file, such as {target / 'report.html'}")
     if not target.parent.is_dir():
