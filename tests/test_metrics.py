@@ -32,10 +32,13 @@ def test_a_stage_has_its_table_on_the_page(stage):
 def test_every_key_of_the_working_contract_is_there():
     keys = """
     step episodes reward/mean reward/std reward/max kl/sequence kl/token kl/k3 kl/coef
-    policy/entropy policy/loss policy/grad_norm policy/ratio_mean policy/clip_share policy/learning_rate
+    policy/entropy policy/loss policy/grad_norm policy/ratio_mean policy/clip_share policy/approx_kl
+    policy/learning_rate
     completion/length completion/ended diversity/distinct_1 diversity/distinct_2 diversity/unique
     diversity/near_duplicates
-    groups/zero_variance advantage/std time/sample time/score time/train time/step time/tokens_per_second
+    groups/zero_variance advantage/std advantage/raw_mean advantage/raw_std value/loss value/clip_share
+    value/explained_variance value/mean value/grad_norm return/mean return/std return/scale
+    time/sample time/score time/train time/step time/tokens_per_second
     """
     assert list(metrics.RL) == keys.split()
 

@@ -60,7 +60,7 @@ RL: Mapping[str, Metric] = {
     ),
     "policy/grad_norm": Metric(
         "loss/parameter",
-        "L2 norm of the whole gradient before clipping, mean over the step's updates",
+        "L2 norm of the gradient before clipping, a separate critic's left out, mean over the step's updates",
         "train/grad_norm",
     ),
     "policy/ratio_mean": Metric(
@@ -75,6 +75,12 @@ RL: Mapping[str, Metric] = {
         "mean over the step's updates",
         "train/clip_ratio/region_mean",
     ),
+    "policy/approx_kl": Metric(
+        "nats/token",
+        "mean over tokens of scored completions of (logp - old_logp)^2 / 2, "
+        "mean over the step's updates; 0 when on-policy",
+        "train/policy/approxkl_avg",
+    ),
     "policy/learning_rate": Metric(
         "1/update", "learning rate of the step's last optimiser update", "train/learning_rate"
     ),
@@ -82,7 +88,9 @@ RL: Mapping[str, Metric] = {
         "tokens", "mean completion length, stop token included", "train/completions/mean_length"
     ),
     "completion/ended": Metric(
-        "share", "completions that drew a stop token / completions", "train/completions/ended_ratio"
+        "share",
+        "completions with their required end (a stop token, or the truncate token) / completions",
+        "train/completions/ended_ratio",
     ),
     "diversity/distinct_1": Metric(
         "share",
@@ -106,6 +114,49 @@ RL: Mapping[str, Metric] = {
     ),
     "advantage/std": Metric(
         "reward", "sqrt(sum((A - mean)^2) / (n - 1)) over the advantages of the step", "train/advantage_std"
+    ),
+    "advantage/raw_mean": Metric(
+        "reward",
+        "ppo: mean over tokens of scored completions of GAE's advantage before whitening",
+        "train/advantage/raw_mean",
+    ),
+    "advantage/raw_std": Metric(
+        "reward", "ppo: sqrt(mean((A - mean)^2)) over those advantages", "train/advantage/raw_std"
+    ),
+    "value/loss": Metric(
+        "reward^2",
+        "ppo: mean over states of scored completions of max((V - R)^2, (V' - R)^2) / 2, V' = V held within "
+        "cliprange_value of its value before the step, R the return; mean over the updates, without vf_coef",
+        "train/loss/value_avg",
+    ),
+    "value/clip_share": Metric(
+        "share",
+        "ppo: states whose V' is farther from R (no gradient) / states, mean over the step's updates",
+        "train/val/clipfrac_avg",
+    ),
+    "value/explained_variance": Metric(
+        "share",
+        "ppo: 1 - variance(R - V) / variance(R) over states, V before the step's updates; 0 for a constant V",
+        "train/value/explained_variance",
+    ),
+    "value/mean": Metric(
+        "reward", "ppo: mean of V over states before the step's updates", "train/value/mean"
+    ),
+    "value/grad_norm": Metric(
+        "loss/parameter",
+        "ppo, separate body: L2 norm of the critic's gradient before clipping, mean over the step's updates",
+        "train/value/grad_norm",
+    ),
+    "return/mean": Metric(
+        "reward",
+        "ppo: mean over states of R = A + V, of whitened rewards, before whitening A",
+        "train/return/mean",
+    ),
+    "return/std": Metric("reward", "ppo: sqrt(mean((R - mean)^2)) over states", "train/return/std"),
+    "return/scale": Metric(
+        "1/reward",
+        "ppo: what whitening multiplies the distance of a state's reward from their mean by; 1 without it",
+        "train/return/scale",
     ),
     "time/sample": Metric("seconds", "wall time of generation", "train/time/sample"),
     "time/score": Metric("seconds", "wall time of rewards and reference log-probs", "train/time/score"),
@@ -160,6 +211,51 @@ SFT: Mapping[str, Metric] = {
     ),
 }
 
+REWARD: Mapping[str, Metric] = {
+    "step": Metric("count", "optimiser updates so far, this one included; 0 is the untrained head", None),
+    "epoch": Metric(
+        "epochs", "passes over the training judgements so far, this update included", "train/epoch"
+    ),
+    "comparisons": Metric(
+        "judgements", "judgements trained on so far, repeats counted", "train/num_comparisons"
+    ),
+    "tokens": Metric(
+        "tokens", "tokens of their candidates, prompts included; every member's own", "train/num_tokens"
+    ),
+    "preference/loss": Metric(
+        "nats/judgement",
+        "mean over the update's judgements of -log likelihood (config `loss`) plus centring, mean over heads",
+        "train/loss",
+    ),
+    "preference/accuracy": Metric(
+        "share",
+        "settled pairs of the update whose winner scores higher, before the update; equal scores count half",
+        "train/accuracy",
+    ),
+    "preference/difference": Metric(
+        "log-odds", "mean over those pairs of the winner's score minus the loser's", "train/margin"
+    ),
+    "preference/held_out_loss": Metric(
+        "nats/judgement", "the same loss over the held-out judgements", "eval/loss"
+    ),
+    "preference/held_out_accuracy": Metric(
+        "share", "settled pairs of the held-out judgements whose winner scores higher", "eval/accuracy"
+    ),
+    "grad_norm": Metric(
+        "loss/parameter",
+        "L2 norm of the whole gradient before clipping, mean over members",
+        "train/grad_norm",
+    ),
+    "learning_rate": Metric("1/update", "learning rate of the update", "train/learning_rate"),
+    "time/step": Metric("seconds", "wall time of the update", "train/step_time"),
+    "time/validation": Metric(
+        "seconds", "wall time of scoring the held-out judgements", "train/time/validation"
+    ),
+    "time/tokens_per_second": Metric(
+        "tokens/second", "tokens of the update / time/step", "train/tokens_per_second"
+    ),
+}
+
 RLHF: Mapping[str, Metric] = {
     "step": Metric("count", "rounds made so far, this one included", None),
     "rlhf/comparisons": Metric(
@@ -172,8 +268,8 @@ RLHF: Mapping[str, Metric] = {
     ),
     "rlhf/policy_preferred": Metric(
         "share",
-        "of the settled pairs of policy and reference in the round's validation tuples, those that the policy "
-        "of the round's start won; none in the first round, where it is the reference",
+        "of the settled pairs of policy and reference in the round's validation tuples, those that the "
+        "policy of the round's start won; none in the first round, where it is the reference",
         "eval/policy_preferred",
     ),
     "rlhf/policy_pairs": Metric("pairs", "how many such pairs there were", "eval/policy_pairs"),
@@ -188,7 +284,13 @@ RLHF: Mapping[str, Metric] = {
     "rlhf/kl": Metric("nats", "mean over those samples of sum_t (logp - ref_logp)", "eval/objective/kl"),
 }
 
-TABLES: Mapping[str, Mapping[str, Metric]] = {"rl": RL, "pretrain": PRETRAIN, "sft": SFT, "rlhf": RLHF}
+TABLES: Mapping[str, Mapping[str, Metric]] = {
+    "rl": RL,
+    "pretrain": PRETRAIN,
+    "sft": SFT,
+    "reward": REWARD,
+    "rlhf": RLHF,
+}
 """Stage -> its keys; a key that stands in several tables has one unit and one tag in all."""
 
 COMPONENT_PREFIX = "reward/"
