@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 import yaml
 
-from talltree import checkpoint
+from talltree import checkpoint, rewards
 from talltree.cli import main
 from talltree.config import flaws
 from talltree.errors import RunError
@@ -20,6 +20,7 @@ from talltree.models.load import save_model
 from talltree.stages import push
 
 from ..tiny import llama, tokenizer
+from ..tiny_reward import COMPLETIONS, PROMPTS, saved, trained
 
 CARD = "---\nlicense: mit\n---\n# A model\n"
 
@@ -166,6 +167,25 @@ def test_training_state_and_samples_stay_here(hub, run, tmp_path):
     (folder / "checkpoints" / "config.json").write_text("secret")
     assert main(["push", str(folder), "--repo_id", "me/tiny"]) == 0
     assert set(committed(hub)) == MODEL
+
+
+@pytest.mark.parametrize("body", ["own", "shared"])
+def test_an_ensemble_of_reward_models_is_uploaded_whole(hub, run, tmp_path, body):
+    """What was uploaded scores as what was trained; of further members, too, the model alone goes."""
+    count = {"own": {"member_count": 2}, "shared": {"heads": 3}}[body]
+    final = saved(tmp_path / "reward", trained(run / "final", how="worst", **count))
+    expected = rewards.load(str(final))(PROMPTS, COMPLETIONS)
+    (final / "manifest.json").unlink()
+    (final / "README.md").write_text(CARD)
+    for member in final.glob("member-*"):
+        (member / "state.safetensors").write_text("secret")
+    assert main(["push", str(final), "--repo_id", "me/tiny"]) == 0
+    arrived = tmp_path / "arrived"
+    for name, content in committed(hub).items():
+        (arrived / name).parent.mkdir(parents=True, exist_ok=True)
+        (arrived / name).write_bytes(content)
+    assert not list(arrived.rglob("state*"))
+    assert rewards.load(str(arrived))(PROMPTS, COMPLETIONS) == expected
 
 
 def test_private_and_a_branch(hub, run):

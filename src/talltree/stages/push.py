@@ -9,6 +9,7 @@ from pathlib import Path
 from talltree import checkpoint
 from talltree.config import option
 from talltree.errors import ConfigError, HubError, RunError
+from talltree.models.reward_format import HEADS
 from talltree.run import CONFIG
 
 POSITIONAL = "folder"
@@ -16,7 +17,7 @@ POSITIONAL = "folder"
 CARD = "README.md"
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
 UPLOADED = (
-    *(*WEIGHTS, "model.safetensors.index.json", CARD, "LICENSE*"),
+    *(*WEIGHTS, "model.safetensors.index.json", HEADS, CARD, "LICENSE*"),
     *("config.json", "generation_config.json", "chat_template.jinja"),
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model"),
@@ -101,8 +102,10 @@ def model_folder(folder: Path) -> Path:
 
 
 def uploaded(folder: Path) -> list[str]:
-    """The names of the files in a model folder that are uploaded."""
-    return _matching(folder, UPLOADED)
+    """The files in a model folder that are uploaded, those of further members of an ensemble too."""
+    members = sorted(path for path in folder.glob("member-[0-9]*") if path.is_dir())
+    further = [f"{path.name}/{name}" for path in members for name in _matching(path, UPLOADED)]
+    return _matching(folder, UPLOADED) + further
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> list[str]:
