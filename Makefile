@@ -3,13 +3,14 @@
 #   make test     the whole test suite          make test ARGS="-k kl"
 #   make check    format, lint, types, layers
 #   make bench    one RL step of ours against TRL's, in turn     make bench ARGS="--rows 15m-10"
-#   make install  the virtual environment alone
+#   make install  the virtual environment alone; EXTRAS=dev,ray,eval adds what some tests would skip without
 # Override with make PYTHON=python3.12 VENV=/somewhere/else; pip's own settings (PIP_EXTRA_INDEX_URL,
 # PIP_FIND_LINKS, ...) decide where packages come from, a CPU-only torch for instance.
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$p; break; fi; done)
 VENV ?= .venv
+EXTRAS ?= dev
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
@@ -26,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) with $(PYTHON): once, a few minutes"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch -c constraints.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]' -c constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP)

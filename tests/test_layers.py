@@ -41,6 +41,8 @@ DOORS = {
     ("samples", "checkpoint"),  # which are written as safely as checkpoints
     ("rollout", "sampling"),  # a rollout joins sampling, rewards and KL
     ("rollout", "rewards"),
+    ("stages", "report"),  # a stage that measures draws what it found
+    ("stages", "web"),  # annotate serves the page
 }
 """Pairs of different rooms on one floor of which the first may import the second."""
 
@@ -50,7 +52,11 @@ DOORS_ON_THE_GROUND = ("errors", "types", "__init__", "yaml_text", "options")
 LIGHT = [
     *("cli", "config", "options", "yaml_text", "errors", "types", "metrics"),
     *("run", "checkpoint", "samples", "interrupt", "rewards", "report", "data.prompts"),
-    "data.corpus_options",
+    *("data.corpus_options", "data.preferences", "data.chosen_rejected"),
+    *("annotation.designs", "annotation.scores", "annotation.agreement", "annotation.annotators"),
+    *("annotation.exchange", "annotation.simulated", "annotation.summary", "annotation.store", "web"),
+    *("evals.finetune", "evals.finetune_options", "evals.glue", "evals.msgs", "evals.results", "evals.seeds"),
+    *("stages.table", "stages.process", "models.reward_format"),
 ]
 """Modules that may not import torch, not even through others; the stages are held to it in test_cli."""
 

@@ -17,6 +17,8 @@ SMALLER = {
     "tokenizer": "--vocab_size 512 --corpus.validation_share 0.2",
     "pretrain": "--steps 2 --batch_size 2 --schedule.warmup_steps 1 --model.context 64"
     " --corpus.validation_share 0.2",
+    "reward": "--comparisons 8 --batch_size 4 --probes 0",
+    "compare": "--seeds [0] --num_generations 1",
     "sft": "--split none --steps 2 --batch_size 4 --samples 1 --corpus.validation_share 0.2",
 }
 """Appended to each command of a stage, so that the suite stays quick; a later option wins."""
@@ -77,10 +79,11 @@ def test_commands_run_in_their_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "recipes").glob("*.yaml")))
 def test_every_recipe_is_a_valid_config(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from talltree.config import parse
-    from talltree.stages import pretrain, rl, sft, tokenizer
+    from talltree.stages.table import STAGES, stage_module
 
-    named = {"seedling.yaml": pretrain, "seedling_tokenizer.yaml": tokenizer}
-    stage = named.get(recipe, {"sft": sft, "pretrain": pretrain}.get(recipe.partition("_")[0], rl))
+    first = recipe.removesuffix(".yaml").partition("_")[0]
+    named = {"seedling.yaml": "pretrain", "seedling_tokenizer.yaml": "tokenizer"}
+    stage = stage_module(named.get(recipe, first if first in STAGES else "rl"))
     arguments = ["--config", f"recipes/{recipe}"]
     # A recipe that says only how to train has a command in its comment that names the data as well.
     text = (ROOT / "recipes" / recipe).read_text(encoding="utf-8")

@@ -61,7 +61,7 @@ def word(value: Any) -> str:
 
 
 def value_of(text: str) -> Any:
-    """The value of a text given on the command line: 3 is a number, [a, b] a list; what is no YAML is text."""
+    """The value of a text on the command line: 3 is a number, [a, b] a list; what is no YAML is text."""
     try:
         return Loader(text).get_single_data()
     except yaml.YAMLError:
