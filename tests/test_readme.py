@@ -90,5 +90,5 @@ def test_every_recipe_is_a_valid_config(recipe: str, monkeypatch: pytest.MonkeyP
     if command := re.search(rf"^# +talltree \w+ (.*recipes/{re.escape(recipe)}.*)$", text, re.MULTILINE):
         arguments = shlex.split(command[1])
     monkeypatch.chdir(ROOT)
-    config = parse(stage.Config, arguments, "talltree")
+    config = parse(stage.Config, arguments, "talltree", getattr(stage, "POSITIONAL", ()))
     assert config.output_dir.startswith("runs/")

@@ -263,7 +263,7 @@ def test_the_run_folder_has_what_scripts_rely_on(task):
     summary = Run.open(run).summary()
     assert summary.keys() == {
         "stage", "model", "algorithm", "reward", "kl_coef", "evaluated_on", "preflight", "before", "after",
-        "steps", "best_step", "final_step", "stop_reason", "wall_time_seconds",
+        "steps", "kl_coef_end", "best_step", "final_step", "stop_reason", "wall_time_seconds",
     }  # fmt: skip
     for side in ("before", "after"):
         for key in ("reward", "kl", "length"):
