@@ -142,7 +142,7 @@ class Config:
         """The options of one of the stages as a config file would hold them, with what the loop gives it."""
         if name == "annotate":
             return {"action": "simulate", "folder": "study", "simulate": dict(self.simulate), **given}
-        defaults: dict[str, Any] = {"model_name_or_path": self.model_name_or_path}
+        defaults = {"model_name_or_path": self.model_name_or_path, "licence": self.licence}
         if name == "reward":
             defaults["dataset_name"] = "preferences.jsonl"
         return {**defaults, **getattr(self, name), **given}
