@@ -82,3 +82,15 @@ def test_what_is_wrong_is_one_line(name: str, tmp_path: Path, capsys: pytest.Cap
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
     assert not (folder / "report.html").exists()
+
+
+def test_a_loop_of_rounds_names_where_its_pages_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rounds" / "02" / "rl").mkdir(parents=True)
+    assert cli.main(["report", str(tmp_path)]) == 2
+    line = capsys.readouterr().err
+    assert (
+        f"is a loop of rounds, which have a page each; name a round's rl folder, such as {tmp_path}" in line
+    )
+    assert not (tmp_path / "report.html").exists()

@@ -105,6 +105,8 @@ def test_verdict_for_a_fall_an_overlap_and_no_change() -> None:
     chance = words.verdict(facts(summary=reward((5.0, 4.0, 6.0), (5.5, 5.0, 6.0))))
     assert chance[0] == "Reward rose from 5.00 to 5.50, 1.1 times the base."
     assert chance[1].endswith("they overlap, so this may be chance.")
+    near_zero = words.verdict(facts(summary=reward((0.2, 0.05, 0.35), (0.6, 0.5, 0.7))))
+    assert near_zero[0] == "Reward rose from 0.200 to 0.600."
     same = words.verdict(facts(summary=reward((5.0, 4.0, 6.0), (5.0, 4.0, 6.0))))
     assert same[0] == "Reward stayed at 5.00."
     negative = words.verdict(facts(summary=reward((-2.0, -3.0, -1.0), (2.0, 1.0, 3.0))))

@@ -37,6 +37,12 @@ def run(config: Config) -> None:
     from talltree.report import comparison, evaluation, overoptimisation, page, study
 
     folder = Path(config.run)
+    if (folder / "rounds").is_dir():
+        rounds = sorted(folder.glob("rounds/*/rl"))
+        named = f"such as {rounds[-1]}" if rounds else "once it has begun"
+        raise RunError(
+            f"{folder} is a loop of rounds, which have a page each; name a round's rl folder, {named}"
+        )
     fixed = {
         comparison.COMPARISON: comparison.write,
         overoptimisation.RESULT: overoptimisation.write,

@@ -123,7 +123,10 @@ def _change(summary: Mapping[str, Any]) -> list[str]:
     if last == first:
         return [f"Reward stayed at {number(last)}."]
     verb = "rose" if last > first else "fell"
-    times = f", {last / first:.2g} times the base" if first > 0 and last > first else ""
+    # A base that might as well be 0, as a learned reward's is by construction, is nothing to divide by.
+    low = before.get("low")
+    is_far_from_zero = first > 0 and (low is None or low > first / 2)
+    times = f", {last / first:.2g} times the base" if is_far_from_zero and last > first else ""
     return [f"Reward {verb} from {number(first)} to {number(last)}{times}.", *_certainty(before, after)]
 
 
