@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+Given = tuple[list[float | None], dict[str, list[float | None]]]
+"""What `rewards.score` gives: each completion's reward, and each component's."""
+
+
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
@@ -133,26 +137,52 @@ def score(
     missing_end: float | None = None,
     fast: bool = True,
 ) -> Scored:
+    """`scored` of a rollout by its reward and its reference. Raises RewardError."""
+    given = rewarded(rollout, reward)
+    ref_logp_NT = reference_logp(rollout, reference, temperature, fast=fast)
+    return scored(rollout, given, ref_logp_NT, coef=coef, kl_in_reward=kl_in_reward, missing_end=missing_end)
+
+
+def rewarded(rollout: Rollout, reward: Reward) -> Given:
+    """The rewards of a rollout as `rewards.score` gives them. Raises RewardError, also if none is scored."""
+    totals, components = rewards.score(
+        reward, [prompt.text for prompt in rollout.prompts], rollout.completions, columns(rollout.prompts)
+    )
+    if all(total is None for total in totals):
+        raise RewardError(f"the reward scored none of {len(totals)} completions (None for each)")
+    return totals, components
+
+
+def reference_logp(
+    rollout: Rollout, reference: Reference, temperature: float, *, fast: bool = True
+) -> Tensor:
+    """ref_logp_NT: the reference's log-probs of a rollout's tokens, in nats."""
+    with reference.model() as model:
+        return likelihoods(model, rollout, temperature, fast=fast)
+
+
+def scored(
+    rollout: Rollout,
+    given: Given,
+    ref_logp_NT: Tensor,
+    *,
+    coef: float,
+    kl_in_reward: bool,
+    missing_end: float | None = None,
+) -> Scored:
     """Rewards and reference log-probs of a rollout, and the token rewards that advantages are made from.
 
     coef (reward per nat) prices k1 on every token where KL stands in the reward. missing_end: the score of
     every completion without its required end (ended_N), whatever the reward says of it; its components stay
-    as they were given. A completion that the reward does not score has scored_N False and no reward. Raises
-    RewardError if none is scored.
+    as they were given. A completion that the reward does not score has scored_N False and no reward.
     """
-    totals, components = rewards.score(
-        reward, [prompt.text for prompt in rollout.prompts], rollout.completions, columns(rollout.prompts)
-    )
+    totals, components = given
     device = rollout.logp_NT.device
     scored_N = torch.tensor([total is not None for total in totals], device=device)
-    if not scored_N.any():
-        raise RewardError(f"the reward scored none of {len(totals)} completions (None for each)")
     reward_N = torch.tensor([total or 0.0 for total in totals], dtype=torch.float64, device=device)
     if missing_end is not None:
         reward_N = torch.where(rollout.ended_N, reward_N, missing_end)
         scored_N = scored_N | ~rollout.ended_N
-    with reference.model() as model:
-        ref_logp_NT = likelihoods(model, rollout, temperature, fast=fast)
     mask_NT = rollout.completion_mask_NT
     kl_NT = k1(rollout.logp_NT, ref_logp_NT) if kl_in_reward else torch.zeros_like(ref_logp_NT)
     token_reward_NT = token_rewards(reward_N.to(kl_NT.dtype), mask_NT, kl_NT, coef)

@@ -141,6 +141,12 @@ def test_keys_inside_an_option_that_is_a_mapping_are_set_one_by_one(tmp_path: Pa
     assert values == {"rl": {"steps": 3, "kl": {"coef": 1}, "kl.coef": 2}, "kl.coef": 4}
 
 
+def test_rl_may_be_launched_in_several_processes(tmp_path: Path) -> None:
+    launch = "accelerate launch --multi_gpu --num_processes 2"
+    (trial,) = made(tmp_path, chain=[{"stage": "rl", "launch": launch}])
+    assert trial.jobs[0].launch == tuple(launch.split())
+
+
 def test_a_quoted_number_stays_text(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text('chain:\n- stage: rl\n  set: {prompt: "3"}\ngrid:\n  prompt: ["4", "1e-3"]\n')

@@ -24,6 +24,7 @@ from talltree.stages.rl.config import Config
 from talltree.stages.rl.ending import Ending, fall_back, finish, say
 from talltree.stages.rl.measure import run_preflight
 from talltree.stages.rl.parts import Parts, load_parts
+from talltree.stages.rl.processes import ALONE, Team, gather_team, open_folder, require_same
 from talltree.stages.rl.record import metrics_row
 from talltree.stages.rl.room import preparing, ran_out, require_room
 from talltree.stages.rl.state import (
@@ -49,16 +50,17 @@ def run(config: Config) -> None:
 
     Raises TallTreeError for whatever the user can mend. Exits with 130 or 143 after SIGINT or SIGTERM.
     """
-    if config.resume is not None:
-        _resume(config)
-    else:
-        _start(config)
+    with gather_team() as team:
+        if config.resume is not None:
+            _resume(config, team)
+        else:
+            _start(config, team)
 
 
-def _start(config: Config) -> None:
-    refuse_used(Path(config.output_dir))
+def _start(config: Config, team: Team) -> None:
+    team.on_main(lambda: refuse_used(Path(config.output_dir)))
     started = time.monotonic()
-    parts = load_parts(config)
+    parts = _load(config, team)
     beta = blog_beta_from_coef(config.coef)
     say(
         f"{config.algorithm} on {config.model_name_or_path}, reward {config.reward}; KL coefficient "
@@ -68,8 +70,8 @@ def _start(config: Config) -> None:
         say(line)
     # Before there is a folder: a mistake in the reward shows here, and the mended command can be run again.
     with preparing(config, parts):
-        say(require_room(config, parts))
-        checks = run_preflight(config, parts)
+        say(team.together(lambda: require_room(config, parts)))
+        checks = team.on_main(lambda: run_preflight(config, parts._replace(team=ALONE)))
     _say_checks(checks)
     state = fresh_state(config)
     summary: dict[str, Any] = {
@@ -82,20 +84,28 @@ def _start(config: Config) -> None:
         "preflight": [check._asdict() for check in checks],
         "stop_reason": None,
     }
+    machine = environment(parts.data_sha256) | {"processes": team.size}
     with (
-        Run.create(config.output_dir, to_dict(config), environment(parts.data_sha256)) as folder,
+        open_folder(
+            team, lambda: Run.create(config.output_dir, to_dict(config), machine), config.output_dir
+        ) as folder,
         Interrupts() as interrupts,
     ):
-        folder.write_summary(summary | {"wall_time_seconds": time.monotonic() - started})
+        summary["wall_time_seconds"] = time.monotonic() - started
+        team.on_main(lambda: folder.write_summary(summary))
         require(checks)
         save(config, parts, state, folder)
         _complete(config, parts, state, folder, interrupts)
 
 
-def _resume(asked: Config) -> None:
-    config = resumed_config(asked)
-    parts = load_parts(config)
-    with Run.resume(str(asked.resume), say) as folder, Interrupts() as interrupts:
+def _resume(asked: Config, team: Team) -> None:
+    config = team.together(lambda: resumed_config(asked))
+    parts = _load(config, team)
+    path = str(asked.resume)
+    with (
+        open_folder(team, lambda: Run.resume(path, say), path) as folder,
+        Interrupts() as interrupts,
+    ):
         state = restore(config, parts, folder, say)
         for key, what in MAY_CHANGE.items():
             if (value := getattr(config, key)) != folder.config[key]:
@@ -106,27 +116,45 @@ def _resume(asked: Config) -> None:
                 f"this run was started with {then} threads and goes on with {now}: its last bits will "
                 f"differ; OMP_NUM_THREADS={then} keeps them"
             )
+        then = folder.environment.get("processes", 1)
+        if then != team.size:
+            say(
+                f"started with {then} processes, this run goes on with {team.size}: its last bits will differ"
+            )
         with preparing(config, parts):
-            say(require_room(config, parts))
+            say(team.together(lambda: require_room(config, parts)))
         _complete(config, parts, state, folder, interrupts)
+
+
+def _load(config: Config, team: Team) -> Parts:
+    """`load_parts` in every process. Raises TallTreeError, also where they have not loaded the same."""
+    parts = team.together(lambda: load_parts(config, team))
+    if team.size > 1:
+        say(f"{team.size} processes share each batch; this one alone calls the reward and writes")
+    source = None if parts.critic is None else parts.critic.source_sha256
+    require_same(team, (parts.base_sha256, parts.reference_sha256, source, parts.data_sha256))
+    return parts
 
 
 def _complete(config: Config, parts: Parts, state: State, folder: Run, interrupts: Interrupts) -> None:
     """What a run at `state` still lacks: the steps, the measurements, final/ and the summary."""
     started = time.monotonic()
+    team = parts.team
     try:
         ending = _train(config, parts, state, folder, interrupts)
         if ending is not None:
-            finish(config, parts, state, folder, ending, started)
+            # What is left is one process's work.
+            team.leave()
+            if not team.is_main:
+                return
+            finish(config, parts._replace(team=ALONE), state, folder, ending, started)
     except RewardError as error:
         raise RewardError(
             f"{error}; step {state.step} is saved: mend the reward, then continue with "
             f"talltree rl --resume {folder.folder}"
         ) from error
     if ending is None:
-        summary = folder.summary()
-        summary["wall_time_seconds"] += time.monotonic() - started
-        folder.write_summary(summary)
+        team.on_main(lambda: _add_time(folder, started))
         signal = str(interrupts.requested)
         say(f"{signal}: saved step {state.step}; continue with talltree rl --resume {folder.folder}")
         raise SystemExit(EXIT_STATUS[signal])
@@ -134,15 +162,23 @@ def _complete(config: Config, parts: Parts, state: State, folder: Run, interrupt
         raise ContractError(ending.reason) from ending.failure
 
 
+def _add_time(folder: Run, started: float) -> None:
+    summary = folder.summary()
+    summary["wall_time_seconds"] += time.monotonic() - started
+    folder.write_summary(summary)
+
+
 # Training
 
 
 def _train(config: Config, parts: Parts, state: State, folder: Run, interrupts: Interrupts) -> Ending | None:
     """Steps until the end, or until a signal (None); what was reached is then saved."""
-    rows = folder.metrics()
+    team, alone = parts.team, parts._replace(team=ALONE)
+    rows = team.on_main(folder.metrics)
     with Progress(config.steps) as progress:
         while (reason := _end(config, rows)) is None:
-            if interrupts.requested is not None:
+            if (signal := team.agreed(interrupts.requested)) is not None:
+                interrupts.requested = signal
                 save_if_new(config, parts, state, folder)
                 return None
             draws = state.generator.get_state()
@@ -150,7 +186,7 @@ def _train(config: Config, parts: Parts, state: State, folder: Run, interrupts: 
                 batch = make_batch(config, parts, state)
                 figures = make_update(config, parts, state, batch)
             except BrokenStep as failure:
-                held_step = fall_back(config, parts, folder)
+                held_step = team.on_main(lambda: fall_back(config, alone, folder))
                 if state.best_step is not None and state.best_step > held_step:
                     state.best_step = state.best_reward = None
                 return Ending(f"stopped at step {state.step + 1}: {failure}", held_step, failure)
@@ -166,8 +202,9 @@ def _train(config: Config, parts: Parts, state: State, folder: Run, interrupts: 
                 if isinstance(failure, RewardError):
                     raise
                 return Ending(f"stopped at step {state.step + 1}: {failure}", state.step, failure)
-            rows.append(_record(config, state, batch, figures, folder))
-            progress.update(rows[-1], typical_story(batch))
+            rows.append(_record(config, parts, state, batch, figures, folder))
+            if team.is_main:
+                progress.update(rows[-1], typical_story(batch))
             if state.step % config.checkpoint_every == 0 or _end(config, rows) is not None:
                 judge(config, state, rows)
                 save(config, parts, state, folder)
@@ -181,21 +218,28 @@ def _end(config: Config, rows: Sequence[Mapping[str, Any]]) -> str | None:
     return f"all {config.steps} steps made" if len(rows) >= config.steps else None
 
 
-def _record(config: Config, state: State, batch: Batch, figures: Figures, folder: Run) -> dict[str, Any]:
+def _record(
+    config: Config, parts: Parts, state: State, batch: Batch, figures: Figures, folder: Run
+) -> dict[str, Any]:
     """Stores the step's samples and metrics and moves the counters on."""
     step = state.step + 1
-    row = metrics_row(
-        step,
-        batch.scored,
-        batch.advantage_NT,
-        figures,
-        batch.targets,
-        group_size=config.num_generations,
-        coef=batch.coef,
-        clock=batch.clock,
-    )
-    folder.add_samples(step, batch.columns)
-    folder.log(row)
+
+    def write() -> dict[str, Any]:
+        row = metrics_row(
+            step,
+            batch.scored,
+            batch.advantage_NT,
+            figures,
+            batch.targets,
+            group_size=config.num_generations,
+            coef=batch.coef,
+            clock=batch.clock,
+        )
+        folder.add_samples(step, batch.columns)
+        folder.log(row)
+        return row
+
+    row = parts.team.on_main(write)
     state.step, state.baseline = step, batch.baseline
     if not warms_up(config, step):  # a policy that stays says nothing of the coefficient
         state.controller = updated(state.controller, row["kl/sequence"], config.batch_size)

@@ -17,9 +17,10 @@ from talltree.evals.samples import summarise
 from talltree.metrics import component_key
 from talltree.models.score import precision
 from talltree.preflight import BFLOAT16_TOLERANCE, TOLERANCE, Check, critic_checks, preflight
-from talltree.rollout import collect, sample_columns, score
+from talltree.rollout import collect, reference_logp, rewarded, sample_columns, scored
 from talltree.stages.rl.config import Config
 from talltree.stages.rl.parts import Parts
+from talltree.stages.rl.shares import shared_rollout, shared_rows
 from talltree.types import Prompt, Rollout, Scored
 
 if TYPE_CHECKING:
@@ -106,38 +107,52 @@ def collect_rollout(
     generator: torch.Generator,
     model: PreTrainedModel | None = None,
 ) -> Rollout:
-    """`rollout.collect` from a model, or from the policy as it stands."""
-    return collect(
-        parts.policy if model is None else model,
-        parts.tokenizer,
-        prompts,
-        parts.ids_of,
-        max_completion_length=config.max_completion_length,
-        stop_ids=parts.stop_ids,
-        temperature=config.temperature,
-        generator=generator,
-        truncation=parts.truncation,
-        fast=config.fast,
-    )
+    """`rollout.collect` from a model, or from the policy as it stands; each process samples its own rows.
+
+    Every process draws for all rows, so a row's draws do not depend on the number of processes.
+    """
+
+    def draw(rows: slice) -> Rollout:
+        return collect(
+            parts.policy if model is None else model,
+            parts.tokenizer,
+            prompts[rows],
+            parts.ids_of,
+            max_completion_length=config.max_completion_length,
+            stop_ids=parts.stop_ids,
+            temperature=config.temperature,
+            generator=generator,
+            truncation=parts.truncation,
+            fast=config.fast,
+        )
+
+    def drawn_elsewhere(rows: int) -> None:
+        torch.rand(rows, config.max_completion_length, dtype=torch.float64, generator=generator)
+
+    mine = parts.team.share(len(prompts))
+    drawn_elsewhere(mine.start)
+    rollout = shared_rollout(parts.team, len(prompts), draw, parts.policy.device)
+    drawn_elsewhere(len(prompts) - mine.stop)
+    return rollout
 
 
 def score_rollout(config: Config, parts: Parts, rollout: Rollout, coef: float) -> Scored:
     """`rollout.score` against the reference, which is read in the precision of what it is compared with.
 
-    In the reward that is the sampler's float32, in the loss the trainer's passes.
+    In the reward that is the sampler's float32, in the loss the trainer's passes. The main process calls the
+    reward, on the whole batch.
     """
+    given = parts.team.on_main(lambda: rewarded(rollout, parts.reward))
     kl_in_reward = parts.algorithm.kl_in == "reward"
     with precision(rollout.logp_NT.device, config.dtype == "bfloat16" and not kl_in_reward):
-        return score(
+        ref_logp_NT = shared_rows(
+            parts.team,
             rollout,
-            parts.reward,
-            parts.reference,
-            temperature=config.temperature,
-            coef=coef,
-            kl_in_reward=kl_in_reward,
-            missing_end=config.missing_end,
-            fast=config.fast,
+            lambda rows: reference_logp(rows, parts.reference, config.temperature, fast=config.fast),
         )
+    return scored(
+        rollout, given, ref_logp_NT, coef=coef, kl_in_reward=kl_in_reward, missing_end=config.missing_end
+    )
 
 
 def columns_of(parts: Parts, scored: Scored, advantage_NT: Tensor) -> dict[str, list[Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +23,7 @@ from talltree.models.score import vocabulary_head
 from talltree.models.views import decode_view
 from talltree.rollout import encode_prompts, truncation_at
 from talltree.stages.rl.config import Config
+from talltree.stages.rl.processes import ALONE, Team
 from talltree.types import Prompt, Reward, Truncation
 
 if TYPE_CHECKING:
@@ -34,8 +35,12 @@ REWARD_FILE = "reward"
 
 
 class Parts(NamedTuple):
-    """Everything that a step needs besides the counters of `State`; only policy, critic, optimiser change."""
+    """Everything that a step needs besides the counters of `State`; only policy, critic, optimiser change.
 
+    Of several processes the main one alone has the reward.
+    """
+
+    team: Team
     policy: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     reference: Reference
@@ -55,10 +60,10 @@ class Parts(NamedTuple):
     data_sha256: dict[str, str]
 
 
-def load_parts(config: Config) -> Parts:
+def load_parts(config: Config, team: Team = ALONE) -> Parts:
     """Loads what the config names, the quick and the likely mistakes first. Raises TallTreeError."""
-    device = compute_device(config.device, config.dtype)
-    reward = rewards.load(config.reward)
+    device = team.device(compute_device(config.device, config.dtype))
+    reward = rewards.load(config.reward) if team.is_main else _elsewhere
     prompts, data_sha256 = _prompts(config)
     data_sha256 |= {
         f"{REWARD_FILE} {path.name}": checkpoint.file_sha256(path) for path in rewards.files(config.reward)
@@ -91,10 +96,15 @@ def load_parts(config: Config) -> Parts:
         others_rate=(config.critic.learning_rate or config.learning_rate) / config.learning_rate,
     )
     return Parts(
-        policy, tokenizer, reference, base_sha256 if other is None else weights_sha256(other), base_sha256,
-        critic, reward, split.train, split.held_out, split.held_out_is_train, ids_of, stops, truncation,
+        team, policy, tokenizer, reference,
+        base_sha256 if other is None else weights_sha256(other), base_sha256, critic,
+        reward, split.train, split.held_out, split.held_out_is_train, ids_of, stops, truncation,
         recompute_reason(config, policy), _algorithm(config), optimizer, data_sha256,
     )  # fmt: skip
+
+
+def _elsewhere(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
+    raise RuntimeError("the reward is the main process's alone")
 
 
 @contextmanager

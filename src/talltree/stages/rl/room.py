@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from talltree import checkpoint
 from talltree.errors import ConfigError, RunError
 from talltree.models.memory import (
@@ -31,12 +29,22 @@ MOMENTS = {"adamw": 2, "sgd": 0}
 """Numbers that an optimiser keeps for each weight."""
 
 
-def texts_at_a_time(config: Config, length: int, device: torch.device) -> int:
+def rows_of_update(config: Config, parts: Parts) -> int:
+    """Completions of one update that a process has at most."""
+    return math.ceil(config.batch_size // config.num_mini_batches / parts.team.size)
+
+
+def rows_at_once(config: Config, parts: Parts) -> int:
+    """Completions sampled side by side: a process's share of a step, or the main one's measurement."""
+    return max(math.ceil(config.batch_size / parts.team.size), config.eval_samples)
+
+
+def texts_at_a_time(config: Config, length: int, parts: Parts) -> int:
     """Texts in one part of an update when all have `length` tokens."""
-    rows = config.batch_size // config.num_mini_batches
+    rows = rows_of_update(config, parts)
     if config.gradient_accumulation_steps is not None:
         return math.ceil(rows / config.gradient_accumulation_steps)
-    return min(rows, max(1, tokens_at_a_time(device) // length))
+    return min(rows, max(1, tokens_at_a_time(parts.policy.device) // length))
 
 
 def longest_text(config: Config, parts: Parts) -> int:
@@ -45,15 +53,18 @@ def longest_text(config: Config, parts: Parts) -> int:
 
 
 def need(config: Config, parts: Parts) -> Need:
-    """What a step will take, from the model's own forward pass on one text of the longest length."""
+    """What a step will take, from the model's own forward pass on one text of the longest length.
+
+    Of several processes each takes its share of the batch.
+    """
     length = longest_text(config, parts)
-    texts = texts_at_a_time(config, length, parts.policy.device)
+    texts = texts_at_a_time(config, length, parts)
     changing = list(trainable(parts.policy).values())
     if parts.critic is not None:
         changing += parts.critic.parameters().values()
     return Need(
         standing_bytes(changing, MOMENTS[config.optim]),
-        sampling_bytes(parts.policy, max(config.batch_size, config.eval_samples), length),
+        sampling_bytes(parts.policy, rows_at_once(config, parts), length),
         _training_bytes(config, parts, texts, length),
     )
 
@@ -69,6 +80,8 @@ def _training_bytes(config: Config, parts: Parts, texts: int, length: int) -> in
 def require_room(config: Config, parts: Parts) -> str:
     """A line on what a step needs and what is free. Raises ConfigError, with the fix, if it does not fit."""
     asked, free = need(config, parts), free_bytes(parts.policy.device)
+    if free is not None and parts.policy.device.type == "cpu":
+        free //= parts.team.here  # a GPU each, but one machine's memory for all of them
     line = (
         f"about {asked.total / GIB:.1f} GiB more memory is needed (gradients and optimiser "
         f"{asked.standing / GIB:.1f}, then sampling {asked.sampling / GIB:.1f} or training "
@@ -85,10 +98,10 @@ def require_room(config: Config, parts: Parts) -> str:
 def _fix(config: Config, parts: Parts, room: int) -> str:
     """The setting to change so that sampling and training fit in `room` bytes."""
     length = longest_text(config, parts)
-    rows = config.batch_size // config.num_mini_batches
+    rows = rows_of_update(config, parts)
     one, two = (_training_bytes(config, parts, texts, length) for texts in (1, 2))
-    if max(config.batch_size, config.eval_samples) > 1 and sampling_bytes(parts.policy, 1, length) < room:
-        sampled = sampling_bytes(parts.policy, max(config.batch_size, config.eval_samples), length)
+    if rows_at_once(config, parts) > 1 and sampling_bytes(parts.policy, 1, length) < room:
+        sampled = sampling_bytes(parts.policy, rows_at_once(config, parts), length)
         if sampled > room:
             return "set batch_size or eval_samples lower, whichever is larger, or max_completion_length"
     if one > room:
@@ -136,8 +149,8 @@ def _one_line(advice: str) -> Iterator[None]:
 def ran_out(config: Config, parts: Parts, step: int, saved: int, folder: Path) -> RunError:
     """The error for a step that ran out of memory; half as many texts at a time may fit."""
     length = longest_text(config, parts)
-    rows = config.batch_size // config.num_mini_batches
-    texts = texts_at_a_time(config, length, parts.policy.device)
+    rows = rows_of_update(config, parts)
+    texts = texts_at_a_time(config, length, parts)
     where = (
         f"step {step}: out of memory with batch_size {config.batch_size} and texts of up to {length} tokens"
     )

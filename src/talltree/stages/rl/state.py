@@ -66,8 +66,22 @@ def judge(config: Config, state: State, rows: Sequence[Mapping[str, Any]]) -> No
 
 
 def save(config: Config, parts: Parts, state: State, folder: Run) -> None:
-    """Saves checkpoints/step-N and deletes surplus ones, never the best."""
+    """Saves checkpoints/step-N and deletes surplus ones, never the best; the main process does."""
+    parts.team.on_main(lambda: _save(config, parts, state, folder))
 
+
+def save_if_new(config: Config, parts: Parts, state: State, folder: Run) -> None:
+    """`save`, unless this step has its checkpoint already."""
+
+    def save_it() -> None:
+        if not (folder.checkpoints / f"step-{state.step}").exists():
+            _save(config, parts, state, folder)
+
+    # Within, so that no process asks after the main one has saved.
+    parts.team.on_main(save_it)
+
+
+def _save(config: Config, parts: Parts, state: State, folder: Run) -> None:
     def write(target: Path) -> None:
         parts.policy.save_pretrained(target, safe_serialization=True)
         parts.tokenizer.save_pretrained(target)
@@ -92,12 +106,6 @@ def save(config: Config, parts: Parts, state: State, folder: Run) -> None:
     folder.save_checkpoint(state.step, write, config.keep_checkpoints, protect)
 
 
-def save_if_new(config: Config, parts: Parts, state: State, folder: Run) -> None:
-    """`save`, unless this step has its checkpoint already."""
-    if not (folder.checkpoints / f"step-{state.step}").exists():
-        save(config, parts, state, folder)
-
-
 def resumed_config(asked: Config) -> Config:
     """The config that the run asked.resume was started with, but for what `MAY_CHANGE` names.
 
@@ -115,7 +123,13 @@ def restore(config: Config, parts: Parts, folder: Run, say: Callable[[str], None
 
     Raises RunError without one, and where the base model or the prompts are not those of the run's start.
     """
-    step, path = folder.latest_checkpoint(say)
+    step, path = parts.team.on_main(lambda: folder.latest_checkpoint(say))
+    return parts.team.together(lambda: _restore(config, parts, folder, say, step, path))
+
+
+def _restore(
+    config: Config, parts: Parts, folder: Run, say: Callable[[str], None], step: int, path: Path
+) -> State:
     tree = checkpoint.load_state(path)
     _check_same_models(config, parts, folder, tree)
     changed = [
@@ -135,7 +149,8 @@ def restore(config: Config, parts: Parts, folder: Run, say: Callable[[str], None
     parts.optimizer.load_state_dict(tree["optimizer"])
     generator = torch.Generator()
     generator.set_state(tree["generator"])
-    folder.rewind(step)
+    if parts.team.is_main:
+        folder.rewind(step)
     say(f"resuming {folder.folder} after step {step} of {config.steps}")
     return State(
         step,

@@ -20,6 +20,7 @@ from talltree.rollout import state_rewards
 from talltree.stages.rl.config import Config
 from talltree.stages.rl.measure import collect_rollout, columns_of, score_rollout, seeded
 from talltree.stages.rl.parts import Parts
+from talltree.stages.rl.shares import shared_rows
 from talltree.stages.rl.state import State
 from talltree.stages.rl.update import BrokenStep, Figures, Objective, Passes, update
 from talltree.stages.rl.value import NonFinite, ValueObjective
@@ -29,7 +30,7 @@ from talltree.types import Prompt, Rollout, Scored
 class Batch(NamedTuple):
     """A step's completions and what is known before the update; making one changes only the generator.
 
-    targets: what a critic made of them, None without one.
+    targets: what a critic made of them, None without one. columns: the main process's alone.
     """
 
     scored: Scored
@@ -55,12 +56,14 @@ def make_batch(config: Config, parts: Parts, state: State) -> Batch:
     if not torch.isfinite(scored.ref_logp_NT).all():
         raise NonFinite("non-finite log-prob under the reference")
     if parts.critic is not None:
-        scored = dataclasses.replace(scored, value_NU=_values(config, parts.critic, rollout))
+        scored = dataclasses.replace(scored, value_NU=_values(config, parts, parts.critic, rollout))
     advantage_NT, baseline, targets = _advantages(config, parts, state, scored, coef)
     if not torch.isfinite(advantage_NT).all():
         low, high = float(scored.reward_N.min()), float(scored.reward_N.max())
         raise NonFinite(f"non-finite advantage, from rewards of {low:g} to {high:g}; scale the reward down")
-    columns = columns_of(parts, scored, advantage_NT)
+    columns = parts.team.together(
+        lambda: columns_of(parts, scored, advantage_NT) if parts.team.is_main else {}
+    )
     clock.append(time.monotonic())
     return Batch(scored, advantage_NT, targets, baseline, columns, coef, clock)
 
@@ -70,10 +73,10 @@ def warms_up(config: Config, step: int) -> bool:
     return config.algorithm == "ppo" and step <= config.critic.warmup_steps
 
 
-def _values(config: Config, critic: Critic, rollout: Rollout) -> Tensor:
+def _values(config: Config, parts: Parts, critic: Critic, rollout: Rollout) -> Tensor:
     """The critic's values before the step's updates, in their precision. Raises NonFinite."""
     with precision(rollout.logp_NT.device, config.dtype == "bfloat16"):
-        value_NU = critic.values(rollout)
+        value_NU = shared_rows(parts.team, rollout, critic.values)
     if not torch.isfinite(value_NU).all():
         raise NonFinite("non-finite value of the critic; use a lower critic.learning_rate")
     return value_NU
@@ -127,7 +130,9 @@ def make_update(config: Config, parts: Parts, state: State, batch: Batch) -> Fig
         parts.recompute_reason is not None,
         warms_up(config, state.step + 1),
     )
-    figures = update(parts.policy, parts.optimizer, objective, passes, next_learning_rate, state.generator)
+    figures = update(
+        parts.policy, parts.optimizer, objective, passes, next_learning_rate, state.generator, parts.team
+    )
     batch.clock.append(time.monotonic())
     return figures
 

@@ -15,6 +15,8 @@ from talltree.maths.losses import clip_share
 from talltree.maths.weights import masked_mean
 from talltree.models.optim import set_learning_rate
 from talltree.models.score import by_length, completion_loss, likelihoods, precision
+from talltree.stages.rl.processes import ALONE, Team
+from talltree.stages.rl.shares import shared_rows
 from talltree.stages.rl.value import (
     NonFinite,
     ValueFigures,
@@ -97,19 +99,24 @@ def update(
     passes: Passes,
     next_learning_rate: Callable[[], float],
     generator: torch.Generator,
+    team: Team = ALONE,
 ) -> Figures:
     """Makes iterations x mini_batches updates with the objective's gradient.
 
-    The weights are computed over a whole mini-batch before it is split into parts, so the split cannot change
-    the loss. Raises NonFinite before the optimiser moves anything, BrokenStep where a later update fails or
-    the weights themselves are no longer finite; no gradient is left behind.
+    The weights are computed over a whole mini-batch before it is split among processes and into parts, so the
+    split cannot change the loss. Raises NonFinite before the optimiser moves anything, BrokenStep where a
+    later update fails or the weights themselves are no longer finite; no gradient is left behind.
     """
     rollout = objective.scored.rollout
     N, device = len(rollout.logp_NT), rollout.logp_NT.device
     old_logp_NT = rollout.logp_NT
     if passes.recomputes:
         with precision(device, passes.bfloat16):
-            old_logp_NT = likelihoods(policy, rollout, objective.temperature, fast=passes.fast)
+            old_logp_NT = shared_rows(
+                team,
+                rollout,
+                lambda rows: likelihoods(policy, rows, objective.temperature, fast=passes.fast),
+            )
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     # A separate critic's gradient must not take up the policy's share of the bound.
     models = _apart(parameters, objective.value)
@@ -120,9 +127,10 @@ def update(
         for _ in range(passes.iterations):
             order = torch.randperm(N, generator=generator) if passes.mini_batches > 1 else torch.arange(N)
             for rows in order.to(device).chunk(passes.mini_batches):
-                sums = _backward(policy, objective, passes, old_logp_NT, rows)
+                sums = _backward_of_all(team, policy, objective, passes, old_logp_NT, rows)
                 for parameter in held:
                     parameter.grad = None
+                team.sum_gradients(parameters)
                 norms.append([_checked_norm(each, passes.max_grad_norm) for each in models])
                 learning_rate = next_learning_rate()
                 set_learning_rate(optimizer, learning_rate)
@@ -174,10 +182,42 @@ def _value_figures(done: list[_Sums], norms: list[list[float]]) -> ValueFigures 
     )
 
 
-def _backward(
-    policy: PreTrainedModel, objective: Objective, passes: Passes, old_logp_NT: Tensor, rows: Tensor
+def _backward_of_all(
+    team: Team,
+    policy: PreTrainedModel,
+    objective: Objective,
+    passes: Passes,
+    old_logp_NT: Tensor,
+    rows: Tensor,
 ) -> _Sums:
-    """Accumulates the gradient of one update over its parts. Raises NonFinite for its loss."""
+    """`_backward` of an update's rows, each process its own; the sums are those of all."""
+    share = team.share(len(rows))
+
+    def mine() -> _Sums:
+        sums = _backward(policy, objective, passes, old_logp_NT, rows, rows[share])
+        return sums if team.size == 1 else sums._replace(entropy_M=sums.entropy_M.cpu())
+
+    loss, ratio, clipped, approx_kl, entropy_M, value = zip(*team.gathered(mine), strict=True)
+    parts = [part for part in value if part is not None]
+    return _Sums(sum(loss), sum(ratio), sum(clipped), sum(approx_kl), torch.cat(entropy_M), _summed(parts))
+
+
+def _summed(parts: list[ValuePart]) -> ValuePart | None:
+    return ValuePart(*map(sum, zip(*parts, strict=True))) if parts else None
+
+
+def _backward(
+    policy: PreTrainedModel,
+    objective: Objective,
+    passes: Passes,
+    old_logp_NT: Tensor,
+    rows: Tensor,
+    mine: Tensor,
+) -> _Sums:
+    """Accumulates over its parts what the rows `mine` add to the gradient of an update of `rows`.
+
+    Raises NonFinite for its loss.
+    """
     scored, advantage_NT = objective.scored, objective.advantage_NT
     rollout = scored.rollout
     drawn_NT = rollout.completion_mask_NT
@@ -189,7 +229,7 @@ def _backward(
     value_weights_NU = None if value is None else value_weights(value, rows)
     loss_sum = ratio_sum = clipped_sum = approx_kl_sum = 0.0
     entropies, value_parts = [], []
-    for part in _parts(rollout, rows, passes.parts):
+    for part in _parts(rollout, mine, passes.parts):
         width = int(drawn_NT[part].sum(1).max())
         mask, drawn = mask_NT[part, :width], drawn_NT[part, :width]
         old, advantage, ref, weights = (
@@ -218,8 +258,8 @@ def _backward(
         if passes.clip is not None:
             clipped_sum += share * float(clip_share(current.logp_NT, old, advantage, mask, *passes.clip))
         entropies.append(current.entropy_NT[drawn])
-    value_part = ValuePart(*map(sum, zip(*value_parts, strict=True))) if value_parts else None
-    return _Sums(loss_sum, ratio_sum, clipped_sum, approx_kl_sum, torch.cat(entropies), value_part)
+    entropy_M = torch.cat(entropies) if entropies else old_logp_NT.new_zeros(0)
+    return _Sums(loss_sum, ratio_sum, clipped_sum, approx_kl_sum, entropy_M, _summed(value_parts))
 
 
 def _token_loss(
@@ -238,7 +278,7 @@ def _token_loss(
 
 
 def _parts(rollout: Rollout, rows: Tensor, count: int | None) -> Iterator[Tensor]:
-    """The rows of an update in parts of similar length: `count` of them, or as few as memory likes."""
+    """Some rows in parts of similar length: `count` of them, or as few as memory likes."""
     prompt_ids = [rollout.prompt_ids[i] for i in rows.tolist()]
     size = None if count is None else math.ceil(len(rows) / count)
     for part in by_length(prompt_ids, rollout.completion_mask_NT[rows], size):

@@ -14,7 +14,7 @@ from talltree.errors import ConfigError
 from talltree.options import options
 from talltree.stages.table import stage_module
 
-LAUNCHABLE = ("pretrain",)
+LAUNCHABLE = ("pretrain", "rl")
 """Stages that train as one team when a launcher starts several processes of them."""
 
 
