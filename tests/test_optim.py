@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from talltree.models.optim import build_optimizer, schedule, set_learning_rate
+from talltree.models.optim import build_optimizer, clipped_norm, schedule, set_learning_rate
 
 from .tiny import gpt2, llama
 
@@ -19,6 +19,19 @@ def with_gradients(made, scale=1.0):
     made[0].grad = scale * torch.tensor([[0.5, -1.0]])
     made[1].grad = scale * torch.tensor([2.0])
     return made
+
+
+def test_the_norm_is_of_all_gradients_and_clips_them_together():
+    made = [*parameters(), nn.Parameter(torch.tensor([7.0]))]  # the last one has no gradient
+    optimizer = build_optimizer("sgd", made, learning_rate=0.1, weight_decay=0.0)
+    for limit, expected in ((None, ([3.0, 0.0], 4.0)), (10.0, ([3.0, 0.0], 4.0)), (2.5, ([1.5, 0.0], 2.0))):
+        made[0].grad, made[1].grad = torch.tensor([[3.0, 0.0]]), torch.tensor([4.0])
+        assert clipped_norm(optimizer, limit) == 5.0
+        assert made[0].grad.tolist() == [pytest.approx(expected[0], abs=1e-5)]
+        assert made[1].grad.item() == pytest.approx(expected[1], abs=1e-5)
+    made[0].grad = torch.tensor([[math.inf, 1.0]])
+    assert clipped_norm(optimizer, 1.0) == math.inf
+    assert made[0].grad.tolist() == [[math.inf, 1.0]] and made[2].grad is None
 
 
 def test_sgd_by_hand_and_without_momentum():

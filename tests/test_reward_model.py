@@ -174,6 +174,18 @@ def test_scales_by_hand():
     assert from_dict(json.loads(json.dumps(format.to_dict()))) == format
 
 
+@pytest.mark.parametrize(("how", "expected"), [("mean", 2.5), ("worst", 3.0), ("mean_minus_variance", 3.5)])
+def test_log_odds_are_those_of_the_combination_that_scores(how, expected):
+    # Under the loss's scales the heads give 3 and 8 to one text, 9 and 12 to the other. Means 5.5 and 10.5;
+    # worst 3 and 9; variances 6.25 and 2.25, half of which leaves 2.375 and 9.375. The deviation of two
+    # numbers is half their difference.
+    logit_NH = torch.tensor([[1.0, -2.0], [3.0, 2.0]]).double()
+    found = fitted_format(
+        logit_NH, Reading(None, 8, "refuse"), 1, how, 0.5, [Scale(3.0, 0.0), Scale(1.0, 10.0)]
+    )
+    assert found is not None and found.log_odds == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(("members", "heads"), [(3, 1), (1, 3)], ids=["own bodies", "one body"])
 def test_an_ensemble_is_saved_whole_and_combined_as_asked(body, tmp_path, members, heads):
     model = trained(body, member_count=members, heads=heads, how="worst")

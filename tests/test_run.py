@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 import yaml
 from pyarrow import parquet
@@ -18,37 +17,13 @@ from talltree import run as run_module
 from talltree.errors import RunError
 from talltree.run import Run
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
-CONFIG = {
-    "model_name_or_path": "seedling",
-    "kl": {"coef": 0.1, "target": None},
-    "learning_rate": 1e-5,
-    "text": "æøå: 🌲",
-    "seed": "1e5",
-}
+from .run_toy import CONFIG, ENVIRONMENT, columns, expected_rows, names
 
 
 @pytest.fixture
 def run(tmp_path):
     with Run.create(tmp_path / "runs" / "one", CONFIG, {"python": "3"}) as run:
         yield run
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def columns(step: int, count: int = 2) -> dict[str, list]:
-    return {
-        "prompt": ["Once"] * count,
-        "completion": [f"upon {step}.{index} 🌲" for index in range(count)],
-        "prompt_ids": [[1]] * count,
-        "completion_ids": [[5, step, index] for index in range(count)],
-        "reward": [0.5, None][:count],
-        "kl": [0.25] * count,
-        "spans": [[], [[0, 4], [5, 7]]][:count],
-        "reward/length": [float(step)] * count,
-    }
 
 
 # Creating, opening, locking
@@ -106,7 +81,7 @@ def test_a_second_writer_is_refused_and_a_reader_is_not(run):
 
 HOLD = """
 import sys, time
-from talltree.run import Run
+from talltree.run import Run, metrics_so_far
 run = Run.resume(sys.argv[1], print)
 print(1, flush=True)
 time.sleep(60)
@@ -171,233 +146,6 @@ def test_the_git_commit_is_found_and_its_absence_is_null(tmp_path, monkeypatch):
     assert run_module._commit(file) == head + "-dirty"
     monkeypatch.setenv("PATH", "")
     assert run_module._commit(tmp_path) is None
-
-
-# Metrics
-
-
-def test_rows_come_back_exactly(run):
-    rows = [
-        {
-            "step": 1,
-            "reward/mean": 0.1 + 0.2,
-            "kl/coef": 1e-300,
-            "reward/length": 3,
-            "groups/zero_variance": None,
-        },
-        {"step": 2, "reward/mean": -0.0, "loss/train": 2.0},
-    ]
-    for row in rows:
-        run.log(row)
-    assert repr(run.metrics()) == repr(rows)
-    assert (run.folder / "metrics.jsonl").read_text(encoding="utf-8").count("\n") == 2
-
-
-def test_numbers_that_are_not_finite_are_null_in_valid_json(run):
-    run.log({"step": 1, "reward/mean": math.nan, "policy/loss": math.inf, "kl/coef": -math.inf})
-
-    def refuse(constant):
-        raise AssertionError(constant)
-
-    row = json.loads((run.folder / "metrics.jsonl").read_text(), parse_constant=refuse)
-    assert row == {"step": 1, "reward/mean": None, "policy/loss": None, "kl/coef": None}
-
-
-@pytest.mark.parametrize("row", [{"step": 1, "reward/": 1.0}, {"step": 1, "loss": 1.0}, {"reward/mean": 1.0}])
-def test_an_undocumented_key_or_a_row_without_step_is_a_defect(run, row):
-    with pytest.raises(KeyError):
-        run.log(row)
-    assert run.metrics() == []
-    assert not (run.folder / "metrics.jsonl").exists()
-
-
-@pytest.mark.parametrize("length", [1, 12, 21])
-def test_a_torn_last_line_is_dropped_and_named(run, length):
-    run.log({"step": 1, "reward/mean": 1.0})
-    whole = (run.folder / "metrics.jsonl").read_bytes()
-    run.log({"step": 2, "reward/mean": 2.0})
-    run.close()
-    os.truncate(run.folder / "metrics.jsonl", len(whole) + length)
-    assert Run.open(run.folder).metrics() == [{"step": 1, "reward/mean": 1.0}]
-    said = []
-    with Run.resume(run.folder, said.append) as resumed:
-        assert len(said) == 1 and f"last {length} bytes" in said[0] and "metrics.jsonl" in said[0]
-        assert (run.folder / "metrics.jsonl").read_bytes() == whole
-        resumed.log({"step": 2, "reward/mean": 3.0})
-        assert [row["reward/mean"] for row in resumed.metrics()] == [1.0, 3.0]
-
-
-def test_a_last_line_that_only_lost_its_end_of_line_is_kept(run):
-    run.log({"step": 1, "reward/mean": 1.0})
-    run.close()
-    path = run.folder / "metrics.jsonl"
-    whole = path.read_bytes()
-    os.truncate(path, len(whole) - 1)
-    said = []
-    Run.resume(run.folder, said.append).close()
-    assert said == [] and path.read_bytes() == whole
-
-
-def test_a_damaged_line_before_the_last_is_named(run):
-    for step in (1, 2, 3):
-        run.log({"step": step})
-    run.close()
-    path = run.folder / "metrics.jsonl"
-    path.write_text(path.read_text().replace('{"step": 2}', '{"step": 2'))
-    for call in (lambda: Run.open(run.folder).metrics(), lambda: Run.resume(run.folder, print)):
-        with pytest.raises(RunError, match=r"metrics\.jsonl line 2 is not a metrics row"):
-            call()
-
-
-def tensorboard_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
-    events.Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-
-
-def test_tensorboard_shows_the_same_scalars_and_continues_after_a_resume(run):
-    for step in (1, 2, 3, 4):
-        run.log({"step": step, "reward/mean": step / 2, "kl/coef": None, "reward/length": 8.0})
-    run.close()
-    assert tensorboard_scalars(run.folder) == {
-        "train/reward": [(1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0)],
-        "train/rewards/length/mean": [(step, 8.0) for step in (1, 2, 3, 4)],
-    }
-    with Run.resume(run.folder, print) as resumed:
-        assert resumed.rewind(2) == 2
-        resumed.log({"step": 3, "reward/mean": 9.0})
-    assert tensorboard_scalars(run.folder)["train/reward"] == [(1, 0.5), (2, 1.0), (3, 9.0)]
-    assert all(socket.gethostname() not in name for name in names(run.folder / "tensorboard"))
-
-
-# Samples
-
-
-def expected_rows(*steps: int) -> list[dict]:
-    rows = []
-    for step in steps:
-        made = columns(step)
-        rows += [{"step": step, **{name: made[name][index] for name in made}} for index in range(2)]
-    return rows
-
-
-def test_samples_read_the_same_before_and_after_merging(run):
-    for step in (1, 2, 10):
-        run.add_samples(step, columns(step))
-    assert names(run.folder / "samples") == ["00000001.parquet", "00000002.parquet", "00000010.parquet"]
-    assert run.samples().to_pylist() == expected_rows(1, 2, 10)
-    run.merge_samples()
-    assert not (run.folder / "samples").exists()
-    assert run.samples().to_pylist() == expected_rows(1, 2, 10)
-    assert parquet.read_table(run.folder / "samples.parquet").to_pylist() == expected_rows(1, 2, 10)
-    run.add_samples(11, columns(11))
-    assert run.samples().to_pylist() == expected_rows(1, 2, 10, 11)
-    run.merge_samples()
-    run.merge_samples()
-    assert run.samples().to_pylist() == expected_rows(1, 2, 10, 11)
-    schema = run.samples().schema
-    assert schema.field("completion_ids").type == pa.list_(pa.int32())
-    assert schema.field("reward").type == pa.float64()
-
-
-def test_a_column_of_nulls_and_a_new_column_merge_with_the_others(run):
-    run.add_samples(1, {"prompt": ["a"], "reward": [None], "spans": [[]]})
-    run.add_samples(2, {"prompt": ["b"], "reward": [2.0], "spans": [[[0, 1]]], "kl": [0.5]})
-    for _ in range(2):
-        table = run.samples()
-        assert table["reward"].to_pylist() == [None, 2.0]
-        assert table["kl"].to_pylist() == [None, 0.5]
-        assert table["spans"].to_pylist() == [[], [[0, 1]]]
-        run.merge_samples()
-
-
-def test_no_samples_are_an_empty_table(run):
-    run.merge_samples()
-    table = Run.open(run.folder).samples()
-    assert table.num_rows == 0
-    assert {"step", "prompt", "completion", "reward", "kl", "advantage"} <= set(table.column_names)
-    assert not (run.folder / "samples.parquet").exists()
-
-
-def test_wrong_samples_are_defects(run):
-    run.add_samples(1, columns(1))
-    with pytest.raises(ValueError, match="already written"):
-        run.add_samples(1, columns(1))
-    with pytest.raises(KeyError, match="rewrad"):
-        run.add_samples(2, {"prompt": ["a"], "rewrad": [1.0]})
-    with pytest.raises(KeyError, match="step"):
-        run.add_samples(2, {"prompt": ["a"], "step": [3]})
-    with pytest.raises(ValueError, match="differ in length"):
-        run.add_samples(2, {"prompt": ["a"], "kl": [1.0, 2.0]})
-    assert names(run.folder / "samples") == ["00000001.parquet"]
-
-
-def completions(*steps: int) -> list[str]:
-    return [row["completion"] for row in expected_rows(*steps)]
-
-
-# Copies a run for each file operation of a child and kills the child there.
-KILLS = """
-import os, shutil, signal, sys
-import pyarrow.compute, pyarrow.parquet
-from talltree.run import Run
-def killing(function):
-    def call(*arguments, **keywords):
-        global count
-        if count == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        count += 1
-        return function(*arguments, **keywords)
-    return call
-for kill_at in range(100):
-    folder = shutil.copytree(sys.argv[1], f"{sys.argv[1]}-{kill_at}")
-    if os.fork() == 0:
-        count = 0
-        run = Run.resume(folder, print)
-        for name in ("rename", "replace", "mkdir", "unlink", "rmdir"):
-            setattr(os, name, killing(getattr(os, name)))
-        run.rewind(3)
-        run.add_samples(4, {"completion": ["new"]})
-        run.merge_samples()
-        os._exit(0)
-    status = os.wait()[1]
-    if status != signal.SIGKILL:
-        break
-print(kill_at, status)
-"""
-
-
-def test_a_kill_at_each_point_of_rewinding_and_merging_loses_and_doubles_nothing(tmp_path):
-    with Run.create(tmp_path / "run", {}, {}) as run:
-        for step in (1, 2, 3, 4, 5):
-            run.add_samples(step, columns(step))
-            run.log({"step": step})
-            if step in (2, 4):
-                run.merge_samples()
-    command = [sys.executable, "-c", KILLS, str(run.folder)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
-    last, status = map(int, done.stdout.split())
-    assert status == 0 and last > 10, done.stderr
-    for kill_at in range(last + 1):
-        folder = tmp_path / f"run-{kill_at}"
-        after = Run.open(folder).samples()["completion"].to_pylist()
-        assert after in (
-            completions(1, 2, 3, 4, 5),
-            completions(1, 2, 3, 4),
-            completions(1, 2, 3),
-            [*completions(1, 2, 3), "new"],
-        )
-        with Run.resume(folder, print) as resumed:
-            resumed.rewind(3)
-            resumed.merge_samples()
-            assert resumed.samples().to_pylist() == expected_rows(1, 2, 3)
-            assert [row["step"] for row in resumed.metrics()] == [1, 2, 3]
-            discarded = [parquet.read_table(path).to_pylist() for path in resumed.discarded.glob("*.parquet")]
-        found = {row["completion"] for rows in discarded for row in rows}
-        assert found - {"new"} == set(completions(4, 5))
-        assert ("new" in found) == ("new" in after)
 
 
 # Checkpoints, rewinding, summary
@@ -507,7 +255,7 @@ def test_what_a_killed_process_left_is_cleared_by_resume(run):
 FULL = """
 import resource, sys
 from talltree.errors import RunError
-from talltree.run import Run
+from talltree.run import Run, metrics_so_far
 run = Run.resume(sys.argv[1], print)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, -1))
 words = [[str(i) for i in range(5000)]]

@@ -71,8 +71,8 @@ def from_dict(config_class: type[T], mapping: Mapping[str, Any]) -> T:
 def resumed(asked: T, kept: Mapping[str, Any], folder: Path, may_change: Sequence[str] = ()) -> T:
     """The config `kept` of the run in `folder`, which `asked` continues.
 
-    What `may_change` names is taken from `asked` where that is not None. Raises ConfigError where `asked`
-    wants anything else that is neither the default nor the run's own.
+    What `may_change` names, dotted within a group, is taken from `asked` where it is not the default there.
+    Raises ConfigError where `asked` wants anything else that is neither the default nor the run's own.
     """
     config_class = type(asked)
     config = from_dict(config_class, kept)
@@ -88,8 +88,10 @@ def resumed(asked: T, kept: Mapping[str, Any], folder: Path, may_change: Sequenc
             f"--resume continues {folder} with its own config, where {key} is {old[key]}, but "
             f"{value} is asked for; leave it out, or start a new run"
         )
-    changed = {key: given[key] for key in may_change if given[key] is not None}
-    return dataclasses.replace(typing.cast(Any, config), **changed)
+    for key in may_change:
+        if given[key] != defaults[key]:
+            config = _replaced(config, key, given[key])
+    return config
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -347,6 +349,14 @@ def _nested(key: str, value: Any) -> Any:
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
+
+
+def _replaced(config: Any, key: str, value: Any) -> Any:
+    """A config with one option changed, dotted within a group."""
+    name, _, rest = key.partition(".")
+    return dataclasses.replace(
+        config, **{name: _replaced(getattr(config, name), rest, value) if rest else value}
+    )
 
 
 def _merged(below: Any, above: Any) -> Any:

@@ -1,13 +1,17 @@
-"""SIGINT and SIGTERM as a flag that a stage loop polls between steps."""
+"""SIGINT and SIGTERM as a flag that a stage loop polls between steps, and the exit that they lead to."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+EXIT_STATUS = {each.name: 128 + each for each in SIGNALS}
+"""Signal -> the status of a stage that it has stopped: 130 and 143, as shells count."""
 
 
 class Interrupts:
@@ -40,3 +44,9 @@ class Interrupts:
         if self.requested is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = self.requested or signal.Signals(number).name
+
+
+def leave(signal_name: str, step: int, stage: str, folder: Path, say: Callable[[str], None]) -> NoReturn:
+    """Says which step is saved and how to go on, and exits with the signal's status."""
+    say(f"{signal_name}: saved step {step}; continue with talltree {stage} --resume {folder}")
+    raise SystemExit(EXIT_STATUS[signal_name])

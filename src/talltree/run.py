@@ -292,9 +292,14 @@ def _append(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def metrics_so_far(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl that others may be writing: none without the file, none of a torn line."""
+    return [row for line in _lines(path) if (row := _row(line)) is not None]
+
+
 def _read_metrics(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     """(line, row) of every line, a torn last one left out. Raises RunError for damage before the end."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    lines = _lines(path)
     rows = [(line, _row(line)) for line in lines]
     if rows and rows[-1][1] is None:
         rows.pop()
@@ -302,6 +307,13 @@ def _read_metrics(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
         if row is None:
             raise RunError(f"{path} line {number} is not a metrics row; mend or remove that line")
     return [(line, row) for line, row in rows if row is not None]
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        return path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

@@ -54,6 +54,14 @@ def stop_reason(
     return None
 
 
+def is_failure(reason: str) -> bool:
+    """Whether a run that ended for this reason has gone wrong: it collapsed, had nothing to learn, or broke.
+
+    Neither the end of its steps nor the KL ceiling, before which it learned what it was meant to.
+    """
+    return reason.startswith(("collapse: ", "constant reward: ", "stopped at step "))
+
+
 def is_candidate(
     window: Sequence[Row], first: Row, *, max_kl: float | None, min_distinct_2: float, min_unique: float
 ) -> bool:

@@ -7,7 +7,8 @@ from talltree.maths import advantages, losses
 from talltree.maths.advantages import Targets, gae, whiten
 
 from . import test_losses, test_ppo
-from .test_planted import Planted, kl_pays_for_divergence, score_on_padding
+from .planted import kl_pays_for_divergence, score_on_padding
+from .test_planted import Planted
 
 
 def targets_with(

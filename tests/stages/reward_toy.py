@@ -45,6 +45,10 @@ def write(path, rows):
     return path
 
 
+def judged(folder, name, rows):
+    return str(write(folder / f"{name}.jsonl", rows))
+
+
 def make(folder, count=60, **how):
     save(folder / "model", llama())
     write(folder / "judgements.jsonl", tuples(count, **how))

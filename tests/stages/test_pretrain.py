@@ -2,11 +2,6 @@
 
 import json
 import math
-import os
-import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,58 +11,33 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from talltree.config import flaws, from_dict, to_dict, to_yaml
-from talltree.data.corpus_options import CorpusOptions
-from talltree.errors import ConfigError, ContractError, RunError, TallTreeError
+from talltree.config import flaws, from_dict, to_dict
+from talltree.errors import ConfigError, ContractError, TallTreeError
 from talltree.maths.muon import orthogonalise
-from talltree.models.build import Shape, build
+from talltree.models.build import build
 from talltree.models.optim import Muon
 from talltree.stages.pretrain import loop, measure
 from talltree.stages.pretrain import update as updates
 from talltree.stages.pretrain.config import Config, Schedule
 from talltree.stages.pretrain.objective import Objective
-from talltree.stages.pretrain.team import Team
-from talltree.stages.tokenizer import train as tokenizer
 from tests import tiny
 
-ALONE = Team(None, 0, 1, torch.device("cpu"), False)
-SMALL = {"hidden_size": 16, "layers": 2, "heads": 2, "context": 32}
-TINY = Shape(hidden_size=16, layers=2, heads=2, kv_heads=1, intermediate_size=24, context=32)
+from .pretrain_toy import ALONE, TINY, exact, make_config, make_corpus, make_tokens
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "stories.jsonl"
-    names, things = ["Tim", "Tom", "Ann", "Sue", "Max"], ["tree", "frog", "ball", "cake", "boat", "star"]
-    texts = [
-        f"Once upon a time {a} saw a {b}. {a} and {c} liked the {b}." + " The end." * (i % 3)
-        for i, (a, b, c) in enumerate((a, b, c) for a in names for b in things for c in names)
-    ]
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    return str(path)
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
 def tokens(corpus, tmp_path_factory):
-    output = tmp_path_factory.mktemp("runs") / "tok"
-    tokenizer.run(
-        tokenizer.Config(
-            dataset_name=corpus,
-            output_dir=str(output),
-            vocab_size=300,
-            corpus=CorpusOptions(validation_share=0.2),
-        )
-    )
-    return str(output / "final")
+    return make_tokens(corpus, tmp_path_factory.mktemp("runs") / "tok")
 
 
 @pytest.fixture
 def config(corpus, tokens, tmp_path):
-    return Config(
-        dataset_name=corpus, tokenizer_name_or_path=tokens, output_dir=str(tmp_path / "run"), model=TINY,
-        corpus=CorpusOptions(validation_share=0.2), steps=6, batch_size=4, schedule=Schedule(warmup_steps=2),
-        validation_every=3, sample_every=3, checkpoint_every=2, log_every=2, keep_checkpoints=9,
-    )  # fmt: skip
+    return make_config(corpus, tokens, tmp_path / "run")
 
 
 def test_config_is_whole_and_repeats_itself(config):
@@ -202,38 +172,6 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights(tokens):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def exact(folder):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
-
-
-@pytest.mark.parametrize(("optimizer", "stops"), [("adamw", (3,)), ("muon", (1, 2, 5))])
-def test_resume_equals_the_run_never_interrupted(config, tmp_path, monkeypatch, optimizer, stops):
-    config = replace(config, optimizer=optimizer, micro_batch_size=2)
-    loop.run(config)
-    plain = updates.update
-    for stop in stops:
-        folder = tmp_path / f"stopped-{stop}"
-        calls = iter(range(1, 100))
-
-        def update_then_signal(*arguments, calls=calls, stop=stop):
-            if next(calls) == stop:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return plain(*arguments)
-
-        monkeypatch.setattr(loop, "update", update_then_signal)
-        loop.run(replace(config, output_dir=str(folder)))
-        assert (folder / "checkpoints" / f"step-{stop}").is_dir()
-        assert not (folder / "final").exists()
-        monkeypatch.setattr(loop, "update", plain)
-        loop.run(Config(resume=str(folder)))
-        for name in ("checkpoints/step-6/model.safetensors", "checkpoints/step-6/state.safetensors"):
-            found, expected = load_file(folder / name), load_file(tmp_path / "run" / name)
-            assert found.keys() == expected.keys()
-            assert all(torch.equal(found[key], expected[key]) for key in expected)
-        assert exact(folder) == exact(tmp_path / "run")
-
-
 def test_it_learns_and_writes_what_others_load(config, tmp_path):
     config = replace(
         config, steps=60, learning_rate=1e-2, optimizer="muon", validation_every=30, sample_every=60,
@@ -271,110 +209,16 @@ def test_it_learns_and_writes_what_others_load(config, tmp_path):
         assert part in card
 
 
-def test_time_limit_saves(config, tmp_path, capsys):
-    loop.run(replace(config, max_minutes=1e-9))
-    assert (tmp_path / "run" / "checkpoints" / "step-1" / "state.json").is_file()
-    assert f"talltree pretrain --resume {tmp_path / 'run'}" in capsys.readouterr().out
-
-
-def test_a_changed_corpus_or_tokenizer_is_refused_on_resume(config, corpus, tokens, tmp_path):
-    changed = tmp_path / "stories.jsonl"
-    changed.write_bytes(Path(corpus).read_bytes())
-    loop.run(replace(config, dataset_name=str(changed), max_minutes=1e-9))
-    changed.write_text(changed.read_text() + '{"text": "One more."}\n')
-    with pytest.raises(RunError, match=r"stories\.jsonl"):
-        loop.run(Config(resume=config.output_dir))
-
-
-def test_another_vocabulary_on_resume_is_refused(config, corpus, tokens, tmp_path):
-    loop.run(replace(config, max_minutes=1e-9))
-    other = tmp_path / "tok"
-    tokenizer.run(
-        tokenizer.Config(
-            dataset_name=corpus, output_dir=str(other), vocab_size=280,
-            corpus=CorpusOptions(validation_share=0.2),
-        )
-    )  # fmt: skip
-    path = tmp_path / "run" / "config.yaml"
-    path.write_text(path.read_text().replace(tokens, str(other / "final")))
-    with pytest.raises(
-        RunError, match=r"its model has 300 tokens and tokenizer \S+ 280; give back"
-    ) as caught:
-        loop.run(Config(resume=config.output_dir))
-    assert "\n" not in str(caught.value)
-
-
-def test_other_rules_of_the_same_vocabulary_are_refused_on_resume(config, tokens, tmp_path):
-    loop.run(replace(config, max_minutes=1e-9))
-    other = tmp_path / "tok"
-    shutil.copytree(tokens, other)
-    rules = json.loads((other / "tokenizer.json").read_text())
-    rules["model"]["merges"] = rules["model"]["merges"][:-1]
-    (other / "tokenizer.json").write_text(json.dumps(rules))
-    path = tmp_path / "run" / "config.yaml"
-    path.write_text(path.read_text().replace(tokens, str(other)))
-    with pytest.raises(RunError, match="the tokenizer is not the one that the run began with"):
-        loop.run(Config(resume=config.output_dir))
-
-
-def test_other_corpus_options_are_refused_on_resume(config, tmp_path):
-    loop.run(replace(config, max_minutes=1e-9))
-    path = tmp_path / "run" / "config.yaml"
-    changed = path.read_text().replace("validation_share: 0.2", "validation_share: 0.3")
-    assert changed != path.read_text()
-    path.write_text(changed)
-    with pytest.raises(RunError, match="the corpus is not the one that the run began with .*_documents"):
-        loop.run(Config(resume=config.output_dir))
-
-
 def test_milestones_stay_beside_the_newest(config, tmp_path):
     loop.run(replace(config, milestones=[1, 3], checkpoint_every=2, keep_checkpoints=1))
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["step-1", "step-3", "step-6"]
 
 
-def test_a_full_disk_in_the_middle_of_a_checkpoint_loses_nothing(config, tmp_path):
-    """A limit on file size stands for the full disk: the kernel refuses the second checkpoint."""
-    path = tmp_path / "c.yaml"
-    path.write_text(to_yaml(config))
-    # The optimiser's state is the largest file; metrics and TensorBoard stay far below the limit.
-    code = (
-        "import resource, sys\n"
-        "from talltree import cli\n"
-        "from talltree.run import Run\n"
-        "save = Run.save_checkpoint\n"
-        "def limited(self, step, *rest, **named):\n"
-        "    if step == 4:\n"
-        "        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, -1))\n"
-        "    return save(self, step, *rest, **named)\n"
-        "Run.save_checkpoint = limited\n"
-        "sys.exit(cli.main(['pretrain', '--config', sys.argv[1]]))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
-    assert done.returncode == 2
-    said = done.stderr.splitlines()[-1]
-    assert said.startswith("talltree pretrain: error: cannot write ") and "step-4: File too large" in said
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
-    loop.run(replace(config, output_dir=str(tmp_path / "whole")))
-    loop.run(Config(resume=str(tmp_path / "run")))
-    assert exact(tmp_path / "run") == exact(tmp_path / "whole")
-
-
 def test_a_tokenizer_for_other_text_is_refused(config, tmp_path):
     tiny.tokenizer().save_pretrained(tmp_path / "words")
     with pytest.raises(TallTreeError, match="does not know|unknown|tokens"):
         loop.run(replace(config, tokenizer_name_or_path=str(tmp_path / "words"), sample_prompts=[]))
-
-
-def test_separated_documents_train_and_resume(config, tmp_path):
-    separated = replace(config, documents="separated", model=Shape(name="gpt2-tiny", **SMALL))
-    loop.run(separated)
-    loop.run(replace(separated, output_dir=str(tmp_path / "half"), max_minutes=1e-9))
-    loop.run(Config(resume=str(tmp_path / "half")))
-    assert exact(tmp_path / "half") == exact(tmp_path / "run")
-    packed = replace(separated, documents="packed", output_dir=str(tmp_path / "packed"))
-    loop.run(packed)
-    assert exact(tmp_path / "packed")[0]["loss/train"] != exact(tmp_path / "run")[0]["loss/train"]
 
 
 @pytest.mark.parametrize(

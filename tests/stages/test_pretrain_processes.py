@@ -124,9 +124,11 @@ def test_two_processes_are_one_and_resume_with_another_number(config, alone, tmp
     summary = json.loads((tmp_path / "two" / "summary.json").read_text())
     assert summary["processes"] == 2
     loop.checkpoint.remove_folder(tmp_path / "two" / "checkpoints" / "step-6")
+    (tmp_path / "two" / "summary.json").unlink()
     loop.run(Config(resume=str(tmp_path / "two")))
     assert_same_run(tmp_path / "two", alone)
     loop.checkpoint.remove_folder(tmp_path / "two" / "checkpoints" / "step-6")
+    (tmp_path / "two" / "summary.json").unlink()
     said, status = launch(["--resume", str(tmp_path / "two")], "--multi_gpu")
     assert status == 0, said
     assert_same_run(tmp_path / "two", alone)

@@ -63,7 +63,7 @@ def test_a_stage_runs_and_its_output_is_in_the_log(tmp_path: Path) -> None:
     [
         ("error", 2, "the tree fell; plant another"),
         ("defect", 1, "KeyError: 'a defect'"),
-        ("memory", 1, "MemoryError: cannot allocate 9 TB"),
+        ("memory", 1, "out of memory: run fewer at once, or use a smaller batch_size or more gradient"),
         ("silent", 3, "pid "),
         ("kill", -9, "killed (signal 9), probably out of memory: run fewer at once, or use"),
         ("abort", -6, "killed by signal 6 (Aborted)"),
@@ -74,6 +74,52 @@ def test_how_it_failed_is_one_line(tmp_path: Path, fail: str, status: int, error
     assert ended.status == status
     assert ended.error.startswith(error)
     assert "\n" not in ended.error
+
+
+# What accelerate and torch write when one of two processes has died: first that process, then their report.
+REPORT = """W1122 00:57:11.8 27418 torch/distributed/elastic/multiprocessing/api.py:1028] closing 27484
+E1122 00:57:11.880 27418 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: {code})
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+=======================================================
+Failures:
+[1]:
+  traceback : Signal 9 (SIGKILL) received by PID 27484
+-------------------------------------------------------
+Root Cause (first observed failure):
+[0]:
+  exitcode  : {code} (pid: 27485)
+  traceback : {traceback}
+=======================================================
+"""
+NO_TRACE = "To enable traceback see: https://pytorch.org/docs/stable/elastic/errors.html"
+
+
+@pytest.mark.parametrize(
+    ("written", "code", "traceback", "error"),
+    [
+        (
+            "rank 1 2\n",
+            -9,
+            "Signal 9 (SIGKILL) received by PID 27485",
+            "killed (signal 9), probably out of m",
+        ),
+        ("KeyError: 'a defect'\n", 1, NO_TRACE, "KeyError: 'a defect'"),
+        ("talltree rl: error: step 2: bad\n", 2, NO_TRACE, "step 2: bad"),
+        (
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. " + 200 * "x" + "\n",
+            1,
+            NO_TRACE,
+            f"out of memory: {process.SMALLER} (torch.OutOfMemoryError: CUDA out of memory. Tried to al",
+        ),
+    ],
+)
+def test_of_several_processes_the_one_that_failed_is_told_and_not_the_report(
+    tmp_path: Path, written: str, code: int, traceback: str, error: str
+) -> None:
+    log = tmp_path / "log"
+    log.write_text(written + REPORT.format(code=code, traceback=traceback))
+    found = process.error_line(1, log)
+    assert found.startswith(error) and len(found) < 300 and "=" not in found
 
 
 def test_the_error_of_an_earlier_run_in_the_same_log_is_not_taken(tmp_path: Path) -> None:
@@ -139,6 +185,39 @@ def test_a_stage_whose_guard_is_killed_goes_with_it(tmp_path: Path) -> None:
     ended = started.wait(20)
     assert ended is not None and ended.status == -9
     wait_until_gone(pid, 5)
+
+
+@LINUX
+@pytest.mark.parametrize("is_deaf", [False, True])
+def test_a_stage_does_not_outlive_its_guard_and_its_starter(tmp_path: Path, is_deaf: bool) -> None:
+    """As Ray ends a worker: its children first, by SIGKILL, so that nobody is there to see the rest."""
+    path, log = config(tmp_path, steps=1000, pause=1000 if is_deaf else 0.05), tmp_path / "log"
+    code = (
+        "from pathlib import Path; from talltree.stages import process; "
+        f"process.run_stage('fake', Path({str(path)!r}), Path({str(log)!r}))"
+    )
+    starter = subprocess.Popen([sys.executable, "-c", code])
+    pid = pid_in(log)
+    guard = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    starter.send_signal(signal.SIGSTOP)
+    os.kill(guard, signal.SIGKILL)
+    starter.kill()
+    starter.wait()
+    wait_until_gone(pid, process.guard.GRACE + 5)
+    assert ("SIGTERM: saved step" in log.read_text()) is not is_deaf
+    group = [each for each in Path("/proc").glob("[0-9]*/stat") if _group(each) == guard]
+    deadline = time.monotonic() + process.guard.GRACE + 5
+    while any(_group(each) == guard for each in group):
+        assert time.monotonic() < deadline, "something of its group lives on"
+        time.sleep(0.05)
+
+
+def _group(stat: Path) -> int | None:
+    try:
+        state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+    except FileNotFoundError:
+        return None
+    return None if state == "Z" else int(group)
 
 
 @LINUX

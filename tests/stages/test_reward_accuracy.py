@@ -1,5 +1,6 @@
 """The held-out figures by hand."""
 
+import itertools
 import math
 
 import pytest
@@ -18,7 +19,7 @@ from talltree.stages.reward.accuracy import (
 
 
 def pair(difference, cluster=0, annotator="a", margin=None, tokens=0, texts=(0, 1)):
-    return Pair(difference, cluster, annotator, margin, tokens, texts)
+    return Pair(difference, (cluster,), annotator, margin, tokens, texts)
 
 
 def test_accuracy_counts_a_draw_half_and_draws_whole_clusters():
@@ -33,12 +34,42 @@ def test_accuracy_counts_a_draw_half_and_draws_whole_clusters():
 
 def test_the_interval_widens_with_what_hangs_together():
     values = [1.0, 0.0] * 100
-    alone = cluster_share(values, range(200))
+    alone = cluster_share(values, [(n,) for n in range(200)])
     # Independent: 1.96 * sqrt(1/4 / 200) = 0.069 to either side; the bootstrap has noise of its own.
     assert alone["high"] - alone["low"] == pytest.approx(2 * 0.0693, rel=0.1)
     # Twenty clusters of ten equal values: the deviation is sqrt(10) times as large.
-    blocks = cluster_share([float(n // 10 % 2) for n in range(200)], [n // 10 for n in range(200)])
+    blocks = cluster_share([float(n // 10 % 2) for n in range(200)], [(n // 10,) for n in range(200)])
     assert blocks["high"] - blocks["low"] == pytest.approx(2 * 0.219, rel=0.15)
+
+
+def test_pairs_that_share_items_are_no_more_than_the_items_say():
+    """Every pair of 40 items, and its value is the mean of a coin for each item: 780 pairs, 40 coins."""
+    coin = [float(n % 2) for n in range(40)]
+    pairs = list(itertools.combinations(range(40), 2))
+    found = cluster_share([(coin[i] + coin[j]) / 2 for i, j in pairs], pairs)
+    assert found["mean"] == pytest.approx(0.5) and (found["n"], found["clusters"]) == (780, 40)
+    # The mean over the pairs is the mean of the coins: 1.96 * 0.5 / sqrt(40) to either side. Drawing pairs
+    # one by one would give 1.96 * sqrt(1/8 / 780), a sixth of it.
+    assert found["high"] - found["low"] == pytest.approx(2 * 0.155, rel=0.15)
+
+
+def test_the_draws_of_items_by_enumeration():
+    """Five items drawn from five, 3,125 ways; a pair counts the product of how often its items were drawn."""
+    value = {(0, 1): 1.0, (1, 2): 1.0, (2, 3): 0.0, (3, 4): 1.0, (0, 4): 0.0}
+    shares = []
+    for draw in itertools.product(range(5), repeat=5):
+        weight = {(i, j): draw.count(i) * draw.count(j) for i, j in value}
+        if any(weight.values()):
+            shares.append(sum(weight[p] * value[p] for p in value) / sum(weight.values()))
+    found = cluster_share(list(value.values()), list(value))
+    assert found["mean"] == 0.6
+    for edge, beyond in ((found["low"], 0.025), (found["high"], 0.975)):
+        # The edge lies between the exact shares below it and up to it, but for the noise of the draws.
+        below = sum(share < edge - 1e-9 for share in shares) / len(shares)
+        up_to = sum(share <= edge + 1e-9 for share in shares) / len(shares)
+        assert below - 0.012 <= beyond <= up_to + 0.012
+    # Two pairs that share an item say nothing of how other items would do.
+    assert cluster_share([1.0, 0.0], [(0, 1), (1, 2)])["low"] is None
 
 
 def test_bins_of_margin_and_difference():

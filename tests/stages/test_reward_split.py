@@ -115,11 +115,27 @@ def test_a_judgement_of_some_of_its_candidates(fields, kept, expected):
 
 
 def test_a_split_of_the_users_own_leaves_out_what_is_held_out():
-    train = [bws("a", "1234"), bws("b", "5678"), bws("c", "9abc")]
+    train = [bws("a", "1234"), bws("b", "5678"), bws("c", "9abc"), bws("d", "efgh")]
     held = [bws("d", "8xyz"), bws("d", "vwut")]
     found = given(train, held)
-    assert (found.train, found.held_out, found.counts) == ([train[0], train[2]], held, {"shared": 1})
-    assert len(set(found.clusters)) == 1
+    assert found.train == [train[0], train[2]] and found.held_out == held
+    assert found.counts == {"shared_candidates": 1, "shared_prompt": 1}
+    assert found.rule == "given, by prompt" and len(set(found.clusters)) == 1
+    found = given(train, held, "items")
+    assert found.train == [train[0], train[2], train[3]] and found.rule == "given, by items"
+    assert found.counts == {"shared_candidates": 1, "same_prompt_kept": 1}
+    assert len(set(found.clusters)) == 2 and not found.by_texts
+
+
+def test_a_split_of_the_users_own_with_one_prompt_for_all():
+    train = [bws("a", "1234"), bws("a", "5678")]
+    held = [bws("a", "uvwx"), bws("a", "xyz0")]
+    found = given(train, held)
+    assert (found.train, found.rule, found.counts["same_prompt_kept"]) == (train, "given, by items", 2)
+    # Both share x, so that whole judgements cannot be drawn, but their candidates can.
+    assert len(set(found.clusters)) == 1 and found.by_texts
+    with pytest.raises(DataError, match="all 2 training judgements have prompts of validation_name"):
+        given(train, held, "prompt")
 
 
 def test_a_beginning_of_the_nested_order_is_a_random_subset():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,54 +17,26 @@ import pytest
 
 from talltree.annotation.store import Store
 from talltree.annotation.study import Answer, make_tuple
-from talltree.config import flaws, from_dict
+from talltree.config import flaws, from_dict, parse, to_dict
 from talltree.data.preferences import Judgement, read_preferences
-from talltree.errors import ConfigError, DataError, ModelError
+from talltree.errors import ConfigError, ContractError, DataError, ModelError, RunError
 from talltree.run import Run
-from talltree.stages import rlhf
-from talltree.stages.rlhf import judging, rounds
+from talltree.stages import rl, rlhf
+from talltree.stages.process import Ended
+from talltree.stages.rlhf import judging, rounds, running
+from talltree.stages.rlhf import loop as rlhf_loop
 from talltree.stages.rlhf.config import Config, share
+from talltree.stages.rlhf.running import Stopped
 from talltree.stages.rlhf.tuples import POLICY, REFERENCE, Asked, draw_tuples, load_asked, save_asked
+from talltree.stops import is_failure
 
-from ..tiny import llama, save
 from . import toy
+from .rlhf_toy import make, options
 
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> toy.Toy:
-    folder = tmp_path_factory.mktemp("rlhf")
-    made = toy.make(folder)
-    save(folder / "other", llama(seed=5))
-    return made
-
-
-def options(task: toy.Toy, name: str, **changed: object) -> Config:
-    return from_dict(
-        Config,
-        {
-            "model_name_or_path": str(task.model),
-            "rounds": 2,
-            "comparisons": 24,
-            "validation_tuples": 4,
-            "judges": {"kind": "bws", "k": 4},
-            "simulate": {"reward": f"{task.reward}:count", "lapses": 0.05},
-            "reward": {"batch_size": 6, "learning_rate": 1e-3, "probes": 0, "checkpoint_every": 1},
-            "rl": {
-                "prompts": str(task.prompts),
-                "held_out": 0.4,
-                "algorithm": "rloo",
-                "num_generations": 2,
-                "batch_size": 6,
-                "steps": 5,
-                "max_completion_length": 6,
-                "eval_samples": 4,
-                "checkpoint_every": 1,
-                "kl": {"target": 3.0, "horizon": 100},
-            },
-            "output_dir": str(task.folder / name),
-            **changed,
-        },
-    )
+    return make(tmp_path_factory.mktemp("rlhf"))
 
 
 # What is asked
@@ -236,10 +210,82 @@ def test_an_ended_loop_is_neither_resumed_nor_overwritten(whole: Path, task: toy
         rlhf.run(options(task, "whole"))
 
 
+def copied(whole: Path, name: str, reason: str, number: str = "01") -> Path:
+    """The ended loop as it was before its end, the rl of one round having ended for a reason."""
+    folder = whole.with_name(name)
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "final")
+    for run, stopped in ((folder, None), (folder / "rounds" / number / "rl", reason)):
+        summary = json.loads((run / "summary.json").read_text())
+        (run / "summary.json").write_text(json.dumps(summary | {"stop_reason": stopped}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "collapse: 10% of completions differ, below 20%",
+        "constant reward: 0 for every completion of 20 steps, nothing to learn",
+        "stopped at step 3: the loss is nan",
+    ],
+    ids=lambda reason: reason.split()[0],
+)
+def test_a_round_that_went_wrong_ends_the_loop_before_people_judge_again(whole: Path, reason: str) -> None:
+    folder = copied(whole, f"stopped-{reason[:4]}", reason)
+    last = folder / "rounds" / "02"
+    aside = last.rename(folder / "02")
+    resume = from_dict(Config, {"rl": {}, "resume": str(folder)})
+    with pytest.raises(RunError) as caught:
+        rlhf.run(resume)
+    assert f"round 1: rl stopped by itself ({reason}), so round 2 is not begun" in str(caught.value)
+    assert f"--resume {folder} --after_stop go_on" in str(caught.value) and "\n" not in str(caught.value)
+    assert not last.exists() and not (folder / "final").exists()
+    aside.rename(last)
+    rlhf.run(dataclasses.replace(resume, after_stop="go_on"))
+    first, second = figures(folder)
+    assert first["stop_reason"] == reason and second == figures(whole)[1]
+    assert [row["step"] for row in Run.open(folder).metrics()] == [1, 2]
+
+
+def test_the_kl_ceiling_does_not_end_the_loop(whole: Path) -> None:
+    folder = copied(whole, "ceiling", "KL ceiling: 31.0 nats a sequence at step 2, above 30")
+    rlhf.run(from_dict(Config, {"rl": {}, "resume": str(folder)}))
+    assert (folder / "final" / "model.safetensors").is_file()
+
+
+def test_in_the_last_round_there_is_nothing_to_hold_back(whole: Path) -> None:
+    reason = "collapse: 10% of completions differ, below 20%"
+    folder = copied(whole, "last", reason, "02")
+    rlhf.run(from_dict(Config, {"rl": {}, "resume": str(folder)}))
+    assert figures(folder)[1]["stop_reason"] == reason
+    assert (folder / "final" / "model.safetensors").is_file()
+
+
+def test_an_rl_that_broke_has_ended_with_its_reason(
+    task: toy.Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process fails, but its run is over and measured: nothing is left that a resume could make."""
+
+    def broken(*_: object, **__: object) -> Ended:
+        with pytest.raises(ContractError):
+            rl.run(
+                from_dict(
+                    rl.Config,
+                    task.options(output_dir=str(tmp_path / "rl"), optim="sgd", learning_rate=1e30, steps=9),
+                )
+            )
+        return Ended(1, "it broke", 1.0)
+
+    monkeypatch.setattr(running, "run_stage", broken)
+    running.run_once("rl", {}, tmp_path, "round 1", print)
+    assert running.has_ended(tmp_path / "rl")
+    assert is_failure(str(Run.open(tmp_path / "rl").summary()["stop_reason"]))
+
+
 def test_a_loop_killed_in_the_middle_goes_on_to_the_same_end(whole: Path, task: toy.Toy) -> None:
     config = options(task, "killed")
     recipe = task.folder / "killed.yaml"
-    recipe.write_text(json.dumps({**rlhf_mapping(config)}))
+    recipe.write_text(json.dumps(to_dict(config)))
     output = Path(config.output_dir)
     process = subprocess.Popen(
         [sys.executable, "-m", "talltree", "rlhf", "--config", str(recipe)],
@@ -270,10 +316,24 @@ def test_a_loop_killed_in_the_middle_goes_on_to_the_same_end(whole: Path, task: 
     ).read_bytes()
 
 
-def rlhf_mapping(config: Config) -> dict[str, object]:
-    from talltree.config import to_dict
+def test_a_busy_port_can_be_changed_on_the_way(task: toy.Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = options(task, "port", simulate={}, judges={"kind": "bws", "k": 4, "port": 8421})
+    Run.create(config.output_dir, to_dict(config), {}).close()
+    asked: list[Config] = []
 
-    return to_dict(config)
+    def rounds_of(config: Config, folder: Run) -> list[object]:
+        asked.append(config)
+        raise Stopped("SIGINT", "round 1")
+
+    monkeypatch.setattr(rlhf_loop, "_rounds", rounds_of)
+    for given, expected in ((["--judges.port", "0"], 0), ([], 8421)):
+        with pytest.raises(SystemExit, match="130"):
+            rlhf.run(parse(Config, ["--resume", config.output_dir, *given], "rlhf"))
+        assert asked.pop() == dataclasses.replace(
+            config, judges=dataclasses.replace(config.judges, port=expected)
+        )
+    with pytest.raises(ConfigError, match="where judges.k is 4, but 6 is asked for"):
+        rlhf.run(parse(Config, ["--resume", config.output_dir, "--judges.k", "6"], "rlhf"))
 
 
 def test_it_waits_for_people_and_keeps_what_they_said(task: toy.Toy, tmp_path: Path) -> None:
@@ -306,52 +366,3 @@ def test_it_waits_for_people_and_keeps_what_they_said(task: toy.Toy, tmp_path: P
     assert said[0] == f"round 1: waiting for judgements; run talltree annotate serve {this.study}"
     rounds.label(config, this, said.append)
     assert len(read_preferences(this.training)) == 5
-
-
-# What is refused
-
-
-@pytest.mark.parametrize(
-    ("changed", "line"),
-    [
-        ({"rl": {"stepz": 3}}, r"rl: stepz: unknown option .*nearest known: steps"),
-        ({"rl": {"reward": "length"}}, "rl.reward is given by the loop itself; leave it out"),
-        ({"reward": {"loss": "softmex"}}, r"reward: loss: 'softmex' is not allowed.*nearest: softmax"),
-        ({"simulate": {"lapses": 0.1}}, "simulate needs one hidden utility: reward, or model_name_or_path"),
-        ({"simulate": {"lapses": 2, "reward": "length"}}, r"simulate: simulate.lapses: 2 is not allowed"),
-        ({"judges": {"kind": "pair"}}, "judges.k 4 is not 2, and judges.kind is pair"),
-        ({"judges": {"kind": "best", "k": 3}}, "judges.k 3 is odd, and half of a validation tuple"),
-        ({"rounds": 9}, "rl.steps 5 are fewer than rounds 9"),
-        ({"rounds": 5, "comparisons": 4}, "comparisons 4 are fewer than rounds 5"),
-        (
-            {"rounds": 5, "comparisons": 24},
-            r"the first of 5 rounds gives 4 judgements to train on, fewer than reward.batch_size 6",
-        ),
-        (
-            {"rounds": 1, "comparisons": 6, "validation_tuples": 0},
-            r"the first of 1 rounds gives 5 judgements to train on, fewer than reward.batch_size 6",
-        ),
-        ({"simulate": {"annotators": "two", "reward": "length"}}, r"simulate: simulate.annotators: 'two'"),
-        ({"judges": {"overlap": 2}, "simulate": {}}, "judges.overlap 2 needs as many annotators.* are 1"),
-        (
-            {"judges": {"overlap": 3}, "simulate": {"reward": "length", "annotators": 2}},
-            "judges.overlap 3 needs as many annotators.* are 2",
-        ),
-    ],
-)
-def test_what_a_stage_would_refuse_is_refused_before_anything_starts(
-    task: toy.Toy, changed: dict[str, object], line: str
-) -> None:
-    with pytest.raises(ConfigError, match=line):
-        options(task, "refused", **changed)
-    assert not (task.folder / "refused").exists()
-
-
-def test_a_stage_that_fails_is_named_with_its_log(task: toy.Toy) -> None:
-    broken = task.folder / "broken.py"
-    broken.write_text("def utility(prompts, completions):\n    raise ValueError('no taste')\n")
-    config = options(task, "fails", simulate={"reward": f"{broken}:utility"})
-    with pytest.raises(
-        Exception, match=r"round 1: talltree annotate simulate failed: .*no taste.*annotate.log"
-    ):
-        rlhf.run(config)

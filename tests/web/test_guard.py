@@ -125,6 +125,7 @@ def test_every_reply_is_safe(site: Live) -> None:
         (link, {"Accept": "text/html"}, 200),
         (site.url, {}, 200),
         (site.url + "/static/judge.js", {}, 200),
+        (site.url + "/static/palette.css", {}, 200),
         (site.url + "/static/..%2fapp.py", {}, 404),
         (site.url + "/docs", {}, 404),
         (site.url + "/openapi.json", {}, 404),

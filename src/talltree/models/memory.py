@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from talltree.errors import RunError
 from talltree.maths.head import CHUNK_NUMBERS
 from talltree.models.score import vocabulary_head
 from talltree.models.views import base_model
@@ -107,3 +110,14 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+@contextmanager
+def when_out_of_memory(advice: Callable[[], str]) -> Iterator[None]:
+    """Raises RunError, with what `advice` gives then, in place of an error that says an allocation failed."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as failure:
+        if not out_of_memory(failure):
+            raise
+        raise RunError(advice()) from failure

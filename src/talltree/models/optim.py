@@ -84,6 +84,18 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate * group.get(RATE, 1.0)
 
 
+def clipped_norm(optimizer: torch.optim.Optimizer, max_norm: float | None) -> float:
+    """The L2 norm of the whole gradient, which is then clipped to max_norm unless that is None.
+
+    A norm that is not finite leaves the gradient as it is.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if max_norm is not None and math.isfinite(float(norm)):
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return float(norm)
+
+
 class Muon(torch.optim.Optimizer):
     """W <- (1 - lr * weight_decay) W - lr * 0.2 sqrt(max(rows, columns)) * orthogonalise(g + momentum * m).
 

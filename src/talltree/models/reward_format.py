@@ -57,7 +57,8 @@ class Format:
 
     scales: one for each head, heads of member 0 first, from logit to a reward of mean 0 and deviation 1 on
     the reference samples. combined: for each way to combine heads, the scale that brings it there again.
-    log_odds: times a difference of rewards (combined "mean") is the log-odds of a preference in training.
+    log_odds: times a difference of rewards, combined by `combine`, is the log-odds of a preference in
+    training.
     """
 
     reading: Reading

@@ -293,7 +293,7 @@ def fitted_format(
     """The format whose rewards of the reference samples have mean 0 and deviation 1; None as `scale_to_unit`.
 
     logit_NH: the reference samples'. loss_scales: those under which the loss saw the logits; None: the new
-    ones. They give log_odds, exactly for one head and as the ratio of deviations for several.
+    ones. They give log_odds, exactly for one head; for several as the ratio of deviations, combined by `how`.
     """
     heads = logit_NH.shape[1]
     scales = [scale for head in range(heads) if (scale := scale_to_unit(logit_NH[:, head])) is not None]
@@ -306,7 +306,8 @@ def fitted_format(
         if scale is None:
             return None
         combined[name] = scale
-    log_odds = float(scaled(logit_NH, loss_scales or scales).mean(1).std(correction=0))
+    seen_NH = scaled(logit_NH, loss_scales or scales)
+    log_odds = float(combine(seen_NH, how, variance_weight).std(correction=0))
     return Format(reading, members, heads // members, tuple(scales), how, variance_weight, combined, log_odds)
 
 

@@ -7,9 +7,17 @@ import hashlib
 import html
 import re
 from collections.abc import Sequence
+from importlib import resources
 from typing import Any
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def style() -> str:
+    """The style sheet of a page: the palette, which the page for judging has as well, and report.css."""
+    package = resources.files("talltree")
+    files = (package / "palette.css", package / "report" / "report.css")
+    return "".join(each.read_text(encoding="utf-8") for each in files)
 
 
 def text(value: Any) -> str:

@@ -12,7 +12,7 @@ from talltree import checkpoint, metrics
 from talltree.errors import RunError
 from talltree.report import charts, facts, gallery, words
 from talltree.report.facts import Facts
-from talltree.report.html import folded, section, sha256_source, svg_image, table, text
+from talltree.report.html import folded, section, sha256_source, style, svg_image, table, text
 
 GENERATOR = '<meta name="generator" content="Tall Tree report">'
 SIDES = ("before", "after")
@@ -65,12 +65,12 @@ def require_free(target: Path) -> None:
 
 def build(run: Facts, stored: int) -> str:
     """The whole page as HTML; `stored` is how many samples the run has, of which `run.samples` are shown."""
-    style, script = _asset("report.css"), _asset("report.js")
+    sheet, script = style(), _asset("report.js")
     stories = gallery.columns(run.samples) | {"best_step": run.best_step}
     data = gallery.script_json(stories | {"comparison": gallery.comparison(run)})
     policy = (
         f"default-src 'none'; img-src data:; script-src {sha256_source(script)}; "
-        f"style-src {sha256_source(style)}; base-uri 'none'; form-action 'none'"
+        f"style-src {sha256_source(sheet)}; base-uri 'none'; form-action 'none'"
     )
     body = "\n".join(
         (
@@ -89,7 +89,7 @@ def build(run: Facts, stored: int) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n{GENERATOR}\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
-        f"<title>{text(run.name)} · Tall Tree</title>\n<style>{style}</style>\n</head>\n<body>\n{body}\n"
+        f"<title>{text(run.name)} · Tall Tree</title>\n<style>{sheet}</style>\n</head>\n<body>\n{body}\n"
         f'<script type="application/json" id="samples">{data}</script>\n'
         f"<script>{script}</script>\n</body>\n</html>\n"
     )

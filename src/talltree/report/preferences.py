@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from talltree import checkpoint
 from talltree.data.preferences import Judgement
 from talltree.report import judgement_charts
 from talltree.report.charts import Chart
-from talltree.report.html import folded, section, sha256_source, svg_image, table, text
+from talltree.report.html import folded, section, sha256_source, style, svg_image, table, text
 from talltree.report.words import MISSING, number, share
 
 ABSENT = "–"
@@ -41,9 +40,9 @@ def write(folder: Path, name: str, summary: Mapping[str, Any], judgements: Seque
 
 def build(name: str, summary: Mapping[str, Any], charts: Sequence[Chart]) -> str:
     """The whole page as HTML, without a script; every text of the data is escaped."""
-    style = (resources.files("talltree.report") / "report.css").read_text(encoding="utf-8")
+    sheet = style()
     policy = (
-        f"default-src 'none'; img-src data:; style-src {sha256_source(style)}; base-uri 'none'; "
+        f"default-src 'none'; img-src data:; style-src {sha256_source(sheet)}; base-uri 'none'; "
         "form-action 'none'"
     )
     cards = "".join(
@@ -74,7 +73,7 @@ def build(name: str, summary: Mapping[str, Any], charts: Sequence[Chart]) -> str
         '<meta name="generator" content="Tall Tree judgements">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
-        f"<title>{text(name)} · judgements · Tall Tree</title>\n<style>{style}</style>\n</head>\n"
+        f"<title>{text(name)} · judgements · Tall Tree</title>\n<style>{sheet}</style>\n</head>\n"
         f"<body>\n{body}\n</body>\n</html>\n"
     )
 

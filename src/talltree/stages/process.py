@@ -19,6 +19,12 @@ from talltree.interrupt import Interrupts
 from talltree.stages import guard
 
 ERROR = re.compile(r"^talltree \w+: error: (.*)$", re.MULTILINE)
+MEMORY = re.compile(r"MemoryError|can't allocate memory|not enough memory")
+LAUNCHER = re.compile(r"^.*torch/distributed/elastic/", re.MULTILINE)
+"""Where a launcher begins its report on the processes that it started."""
+SMALLER = "run fewer at once, or use a smaller batch_size or more gradient_accumulation_steps"
+LONGEST = 160
+"""Characters of an error that stand behind what it means."""
 TAIL = 100_000
 """Bytes at the end of a log in which its last error is looked for."""
 
@@ -151,24 +157,31 @@ def run_stage(
 
 
 def error_line(status: int, log: Path, begins_at: int = 0) -> str:
-    """Why a stage ended with this status, in one line: its last error in the log, or the signal; "" for 0."""
+    """Why a stage ended with this status, in one line: its last error in the log, or the signal; "" for 0.
+
+    Of a launcher's processes, the one that failed first counts, and the launcher's own report does not.
+    """
     if status == 0:
         return ""
-    if status == -signal.SIGKILL:
-        return (
-            "killed (signal 9), probably out of memory: run fewer at once, or use a smaller batch_size or "
-            "more gradient_accumulation_steps"
-        )
-    if status < 0:
+    if status < 0 and status != -signal.SIGKILL:
         return f"killed by signal {-status} ({signal.strsignal(-status)})"
-    if found := ERROR.findall(_tail(log, begins_at)):
+    tail = _tail(log, begins_at)
+    if status > 0 and (found := ERROR.findall(tail)):
         return str(found[-1]).strip()
-    return last_line(log, begins_at) or f"ended with status {status} and wrote nothing"
+    written, *report = LAUNCHER.split(tail, maxsplit=1)
+    if status == -signal.SIGKILL or "Signal 9 (SIGKILL)" in "".join(report).rpartition("Root Cause")[2]:
+        return f"killed (signal 9), probably out of memory: {SMALLER}"
+    last = _last(written) or f"ended with status {status} and wrote nothing"
+    return f"out of memory: {SMALLER} ({last[:LONGEST]})" if MEMORY.search(last) else last
 
 
 def last_line(log: Path, begins_at: int = 0) -> str:
     """The last line of a log that is not blank; "" if there is none."""
-    lines = [line.strip() for line in _tail(log, begins_at).splitlines() if line.strip()]
+    return _last(_tail(log, begins_at))
+
+
+def _last(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""
 
 

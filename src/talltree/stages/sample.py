@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
@@ -106,6 +107,7 @@ def _texts(config: Config) -> Iterator[Text]:
 
     from talltree.data.prompts import literal_prompts, read_prompts
     from talltree.models.load import context_length, load_model, load_tokenizer, stop_ids
+    from talltree.models.memory import when_out_of_memory
     from talltree.rollout import collect, encode_prompts
     from talltree.types import Prompt
 
@@ -123,16 +125,17 @@ def _texts(config: Config) -> Iterator[Text]:
         picks = torch.randint(len(others), (size,), generator=generator).tolist()
         from_others = (torch.rand(size, generator=generator) < config.prompts_share).tolist()
         prompts = [others[i] if other else common for i, other in zip(picks, from_others, strict=True)]
-        rollout = collect(
-            model,
-            tokenizer,
-            sorted(prompts, key=lambda prompt: prompt.text),
-            ids_of,
-            max_completion_length=length,
-            stop_ids=stops,
-            temperature=config.temperature,
-            generator=generator,
-        )
+        with when_out_of_memory(functools.partial(_memory_advice, size, length)):
+            rollout = collect(
+                model,
+                tokenizer,
+                sorted(prompts, key=lambda prompt: prompt.text),
+                ids_of,
+                max_completion_length=length,
+                stop_ids=stops,
+                temperature=config.temperature,
+                generator=generator,
+            )
         for prompt, completion, ended in zip(
             rollout.prompts, rollout.completions, rollout.ended_N.tolist(), strict=True
         ):
@@ -149,6 +152,11 @@ def _texts(config: Config) -> Iterator[Text]:
                 f"{length} tokens, {written} of {config.count} texts are written; raise "
                 "max_completion_length, or set unended keep"
             )
+
+
+def _memory_advice(texts: int, length: int) -> str:
+    fix = f"--batch_size {texts // 2}" if texts > 1 else f"--max_completion_length {length // 2}"
+    return f"out of memory with {texts} texts at a time of up to {length} tokens; try {fix}"
 
 
 def _whole_sentences(text: str) -> str:

@@ -26,7 +26,9 @@ from talltree.annotation.study import (
 )
 from talltree.web import forms, guard, pages
 
-STATIC = Path(__file__).parent / "static"
+HERE = Path(__file__).parent
+STATIC = {name: HERE / "static" / name for name in ("judge.css", "judge.js", "icon.svg")}
+STATIC["palette.css"] = HERE.parent / "palette.css"  # the reports have it, too
 _STATUS: dict[type[StudyError], int] = {
     AlreadyJudgedError: 409,
     NotSavedError: 503,
@@ -47,9 +49,9 @@ def create_app(
 
     @app.get("/static/{name}")
     async def static(name: str) -> Response:
-        if name not in ("judge.css", "judge.js", "icon.svg"):
+        if name not in STATIC:
             return HTMLResponse(pages.message("Not found", "There is nothing at this address."), 404)
-        return FileResponse(STATIC / name)
+        return FileResponse(STATIC[name])
 
     @app.get("/a/{token}")
     async def judge(request: Request, token: str) -> Response:

@@ -29,7 +29,9 @@ class Config:
     corpus: CorpusOptions = option(CorpusOptions(), "how the corpus is read, split, mixed and cut down")
     tokenizer_name_or_path: str = option("", "folder or hub name of the tokenizer")
     output_dir: str = option("runs/pretrain", "run folder")
-    resume: str | None = option(None, "run folder to continue; its own config holds, except max_minutes")
+    resume: str | None = option(
+        None, "run folder to continue; its own config holds, except max_minutes and micro_batch_size"
+    )
     model: Shape = option(Shape(), "the model: a known name, or dimensions")
     documents: str = option(
         "packed",
@@ -85,7 +87,7 @@ class Config:
                     "--tokenizer_name_or_path is required, unless --resume names a run folder to continue"
                 )
         micro = self.micro_batch_size or self.batch_size
-        if self.batch_size % micro:
+        if self.resume is None and self.batch_size % micro:
             raise ConfigError(
                 f"batch_size {self.batch_size} is not divisible by micro_batch_size {micro}; "
                 f"try micro_batch_size {math.gcd(self.batch_size, micro)}"

@@ -25,10 +25,11 @@ from talltree.data.corpora import Corpus, open_corpus, save_manifest
 from talltree.data.tokens import Tokens, load_tokens
 from talltree.data.windows import require_windows, training_batch, windows_per_epoch
 from talltree.errors import ConfigError, ContractError, TallTreeError
-from talltree.interrupt import Interrupts
+from talltree.interrupt import EXIT_STATUS, Interrupts, leave
 from talltree.models.build import build
 from talltree.models.card import write_card
 from talltree.models.load import load_model, load_tokenizer, save_model
+from talltree.models.memory import when_out_of_memory
 from talltree.models.optim import set_learning_rate
 from talltree.models.shape import dimensions
 from talltree.run import Run, environment
@@ -38,7 +39,6 @@ from talltree.stages.pretrain.objective import Objective
 from talltree.stages.pretrain.state import (
     refuse_another_vocabulary,
     refuse_changed_corpus,
-    refuse_changed_files,
     tokenizer_hash,
     whole_config,
 )
@@ -52,12 +52,14 @@ from talltree.stages.pretrain.update import (
     rows_at_a_time,
     update,
 )
+from talltree.stages.resuming import loading_advice, memory_advice, require_same_data, say_threads
 
 
 def run(config: Config) -> None:
     """Train from scratch, or continue `config.resume`; writes the run folder and its final/.
 
-    Raises TallTreeError for whatever the user can mend; of several processes the main one alone does.
+    Raises TallTreeError for whatever the user can mend; of several processes the main one alone does. Exits
+    with 130 or 143 after SIGINT or SIGTERM.
     """
     rank, _ = launched()
     try:
@@ -72,7 +74,8 @@ def run(config: Config) -> None:
             raise SystemExit(USER_ERROR) from None
         raise
     try:
-        _run(config, team, tokenizer, corpus, hashes)
+        with when_out_of_memory(loading_advice):
+            _run(config, team, tokenizer, corpus, hashes)
     finally:
         team.leave()
 
@@ -84,7 +87,8 @@ def _run(config: Config, team: Team, tokenizer: Any, corpus: Corpus, hashes: dic
         if config.resume is not None:
             folder = Run.resume(config.resume, say=print)
             refuse_another_vocabulary(folder, tokenizer, config.tokenizer_name_or_path)
-            refuse_changed_files(folder, hashes)
+            require_same_data(folder, hashes)
+            say_threads(folder, print)
             return folder
         # Before there is a folder, so that the mended command can be run again.
         require_windows(corpus, tokenizer, dimensions(config.model).context, config.batch_size)
@@ -102,7 +106,8 @@ def _run(config: Config, team: Team, tokenizer: Any, corpus: Corpus, hashes: dic
         found = team.on_main(tokenise)
         tokens = tokenise() if found is None else found
         team.on_main(lambda: save_manifest(folder.folder, tokens.manifest))
-        train(config, folder, tokens, tokenizer, team)
+        with when_out_of_memory(lambda: memory_advice(folder, "pretrain")):
+            train(config, folder, tokens, tokenizer, team)
 
 
 def _tokenizer(config: Config) -> Any:
@@ -170,9 +175,10 @@ def train(config: Config, folder: Run, corpus: Tokens, tokenizer: Any, team: Tea
             first_row = (step - 1) * config.batch_size + team.rank * rows
             batch = training_batch(stream, context, rows, first_row, config.seed).to(team.device)
             try:
-                loss, norm = update(
-                    objective, optimizers, batch, rows_at_a_time(config, team), config.max_grad_norm, team
-                )
+                with when_out_of_memory(lambda: _advice(config, folder, team)):
+                    loss, norm = update(
+                        objective, optimizers, batch, rows_at_a_time(config, team), config.max_grad_norm, team
+                    )
             except ContractError as error:
                 raise ContractError(f"step {step}: {error} (--resume {folder.folder})") from None
             seconds = time.perf_counter() - started
@@ -201,6 +207,8 @@ def train(config: Config, folder: Run, corpus: Tokens, tokenizer: Any, team: Tea
             if is_last or is_due or stop_reason is not None:
                 save(step)
             if stop_reason is not None and not is_last:
+                if stop_reason in EXIT_STATUS:
+                    leave(stop_reason, step, "pretrain", folder.folder, team.say)
                 team.say(
                     f"stopped by {stop_reason} after step {step}, saved; continue with "
                     f"talltree pretrain --resume {folder.folder}"
@@ -225,6 +233,14 @@ def train(config: Config, folder: Run, corpus: Tokens, tokenizer: Any, team: Tea
         _finish(config, folder, whole, tokenizer, corpus, held_out, summary)
 
     team.on_main(finish)
+
+
+def _advice(config: Config, folder: Run, team: Team) -> str:
+    """What to do where an update ran out of memory: rows in half as large parts, where that is possible."""
+    mine, rows = config.batch_size // team.size, rows_at_a_time(config, team)
+    fewer = [size for size in range(1, rows // 2 + 1) if mine % size == 0]
+    smaller = f" --micro_batch_size {fewer[-1]}" if fewer else ""
+    return memory_advice(folder, "pretrain", smaller)
 
 
 def _begin(config: Config, folder: Run, tokenizer: Any, team: Team) -> tuple[int, dict[str, Any], Any]:

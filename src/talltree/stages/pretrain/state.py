@@ -10,26 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from talltree import checkpoint
-from talltree.config import from_dict
 from talltree.data.corpora import MANIFEST
 from talltree.errors import RunError
 from talltree.models.build import vocabulary_size
 from talltree.models.shape import resolved
 from talltree.run import Run
 from talltree.stages.pretrain.config import Config
+from talltree.stages.resuming import resumed_config
+
+MAY_CHANGE = ("max_minutes", "micro_batch_size")
+"""What a resume may ask for anew: neither changes the loss but for its last bits."""
 
 
 def whole_config(config: Config) -> Config:
     """The config with every dimension of the model written out, or that of the run to continue.
 
-    Of the command line only resume and max_minutes hold for a resume.
+    max_minutes are those of this command alone. Raises RunError for a run that has ended, ConfigError where
+    the command asks for something else than the run's own config.
     """
     if config.resume is None:
         return replace(config, model=resolved(config.model))
-    stored = from_dict(Config, Run.open(config.resume).config)
     return replace(
-        stored,
-        model=resolved(stored.model),
+        resumed_config(config, MAY_CHANGE),
         resume=config.resume,
         max_minutes=config.max_minutes,
         output_dir=config.resume,
@@ -56,13 +58,6 @@ def refuse_another_vocabulary(folder: Run, tokenizer: Any, name: str) -> None:
                 "the tokenizer that the run began with"
             )
         return
-
-
-def refuse_changed_files(folder: Run, hashes: Mapping[str, str]) -> None:
-    """Raises RunError for a corpus file, or the vocabulary, that is not what the run began with."""
-    for name, expected in folder.environment["data_sha256"].items():
-        if hashes.get(name) != expected:
-            raise RunError(f"{folder.folder}: {name} has changed since the run began; bring the old one back")
 
 
 def refuse_changed_corpus(folder: Run, manifest: Mapping[str, Any]) -> None:

@@ -24,6 +24,31 @@ class ReferenceOptions:
     max_completion_length: int = option(
         96, "longest sample (source model); less where the context ends", unit="tokens", low=1
     )
+    truncate_token: str | None = option(
+        None, "a sample ends with the first such token (source model), as in rl; null: at a stop token"
+    )
+    truncate_after: int = option(
+        16, "position, from 0, at which truncate_token begins to count", unit="tokens", low=0
+    )
+
+    def check(self) -> None:
+        """Raises ConfigError for a model that is not sampled from, and a truncation that cannot be."""
+        for name in ("model_name_or_path", "truncate_token"):
+            if self.source == "candidates" and (value := getattr(self, name)) is not None:
+                raise ConfigError(
+                    f"reference.{name} {value!r} says how a model is sampled, but reference.source is "
+                    "candidates; set reference.source model, or leave it out"
+                )
+        if self.truncate_token == "":
+            raise ConfigError(
+                "reference.truncate_token '' is no token; give its text, such as '.', or leave it out"
+            )
+        if self.truncate_token is not None and self.truncate_after >= self.max_completion_length:
+            raise ConfigError(
+                f"reference.truncate_after {self.truncate_after} leaves no position in "
+                f"reference.max_completion_length {self.max_completion_length}; use "
+                f"{self.max_completion_length - 1} or less"
+            )
 
 
 @dataclass(frozen=True)
@@ -141,13 +166,8 @@ class Config:
             raise ConfigError(
                 f"head kept is one head, but ensemble.size is {self.ensemble.size}; use head new, or size 1"
             )
-        if self.reference.source == "candidates" and self.reference.model_name_or_path is not None:
-            raise ConfigError(
-                f"reference.model_name_or_path {self.reference.model_name_or_path} would not be sampled from "
-                "with reference.source candidates; set reference.source model, or leave it out"
-            )
         parts = self.gradient_accumulation_steps
-        if parts is not None and parts > self.batch_size:
+        if self.resume is None and parts is not None and parts > self.batch_size:
             raise ConfigError(
                 f"gradient_accumulation_steps {parts} is more than the {self.batch_size} judgements of an "
                 f"update; use {self.batch_size} or less"

@@ -8,18 +8,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from talltree import checkpoint
 from talltree.config import to_dict
 from talltree.console import clock
 from talltree.errors import ContractError
-from talltree.interrupt import Interrupts
+from talltree.interrupt import Interrupts, leave
 from talltree.models.card import write_card
+from talltree.models.memory import when_out_of_memory
 from talltree.models.policy import trainable
 from talltree.models.reward_format import Format
 from talltree.models.reward_model import RewardModel, save_reward_model
 from talltree.run import Run, environment, refuse_used
+from talltree.stages.resuming import (
+    add_time,
+    loading_advice,
+    memory_advice,
+    more_parts,
+    resumed_config,
+    say_threads,
+)
 from talltree.stages.reward.comparisons import Comparison
 from talltree.stages.reward.config import Config
 from talltree.stages.reward.curve import learning_curve
@@ -32,12 +39,22 @@ from talltree.stages.reward.reference import (
     reference_samples,
     write_references,
 )
-from talltree.stages.reward.state import restore, resumed_config, save, save_if_new
+from talltree.stages.reward.state import restore, save, save_if_new
 from talltree.stages.reward.update import batches_per_epoch, epoch_batches, update
 
+MAY_CHANGE = ("gradient_accumulation_steps",)
+"""What a resume may ask for anew: memory; the loss stays the same, but for its last bits."""
 BEFORE, AFTER, FIGURES = "before.jsonl", "after.jsonl", "figures"
-EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143}
 HELD_OUT = "preference/held_out_loss"
+SPLIT = {
+    "straddling": "judgements have candidates on both sides and were reduced to those of one",
+    "straddling_left_out": "of them settle nothing then and were left out",
+    "straddling_pairs_lost": "of their pairs were lost",
+    "shared_candidates": "training judgements with a held-out candidate were left out",
+    "shared_prompt": "training judgements with a held-out prompt were left out; --split_by items keeps them",
+    "same_prompt_kept": "training judgements have a held-out prompt: held-out figures are for known prompts",
+}
+"""What the counts of a split say."""
 
 
 def run(config: Config) -> None:
@@ -45,10 +62,11 @@ def run(config: Config) -> None:
 
     Raises TallTreeError for whatever the user can mend. Exits with 130 or 143 after SIGINT or SIGTERM.
     """
-    if config.resume is not None:
-        _resume(config)
-    else:
-        _start(config)
+    with when_out_of_memory(loading_advice):
+        if config.resume is not None:
+            _resume(config)
+        else:
+            _start(config)
 
 
 def _start(config: Config) -> None:
@@ -84,16 +102,11 @@ def _start(config: Config) -> None:
 
 
 def _resume(asked: Config) -> None:
-    config = resumed_config(asked)
+    config = resumed_config(asked, MAY_CHANGE)
     parts = load_parts(config)
     with Run.resume(str(asked.resume), _say) as folder, Interrupts() as interrupts:
         step, parts, start = restore(config, parts, folder, _say)
-        then, now = folder.environment["torch_threads"], torch.get_num_threads()
-        if then != now:
-            _say(
-                f"this run was started with {then} threads and goes on with {now}: its last bits will "
-                f"differ; OMP_NUM_THREADS={then} keeps them"
-            )
+        say_threads(folder, _say)
         references = read_references(folder.folder)
         _complete(config, parts, references, start, step, folder, interrupts)
 
@@ -109,21 +122,18 @@ def _complete(
 ) -> None:
     """What a run after `step` updates still lacks: the measurement before, the updates, the curve, final/."""
     started = time.monotonic()
-    if "before" not in folder.summary():
-        _measure_before(config, parts, start, folder)
-    if _train(config, parts, start, step, folder, interrupts):
-        points = learning_curve(
-            config, parts, references, folder.folder, lambda: interrupts.requested is not None, _say
-        )
-        if points is not None:
-            _finish(config, parts, references, start, points, folder, started)
-            return
-    summary = folder.summary()
-    summary["wall_time_seconds"] += time.monotonic() - started
-    folder.write_summary(summary)
-    reached, signal = _last_step(folder.metrics()), str(interrupts.requested)
-    _say(f"{signal}: saved step {reached}; continue with talltree reward --resume {folder.folder}")
-    raise SystemExit(EXIT_STATUS[signal])
+    with when_out_of_memory(lambda: memory_advice(folder, "reward")):
+        if "before" not in folder.summary():
+            _measure_before(config, parts, start, folder)
+        if _train(config, parts, start, step, folder, interrupts):
+            points = learning_curve(
+                config, parts, references, folder.folder, lambda: interrupts.requested is not None, _say
+            )
+            if points is not None:
+                _finish(config, parts, references, start, points, folder, started)
+                return
+    add_time(folder, started)
+    leave(str(interrupts.requested), _last_step(folder.metrics()), "reward", folder.folder, _say)
 
 
 def _measure_before(config: Config, parts: Parts, start: Format, folder: Run) -> None:
@@ -152,7 +162,14 @@ def _train(
             save_if_new(config, parts, start, step, folder)
             return False
         try:
-            row = update(config, parts.learner, parts.ids, _batches(config, parts, step), step, parts.steps)
+            with when_out_of_memory(
+                lambda: memory_advice(
+                    folder, "reward", more_parts(config.gradient_accumulation_steps, config.batch_size)
+                )
+            ):
+                row = update(
+                    config, parts.learner, parts.ids, _batches(config, parts, step), step, parts.steps
+                )
         except ContractError as error:
             save_if_new(config, parts, start, step, folder)
             raise ContractError(
@@ -271,10 +288,12 @@ def _say_data(config: Config, parts: Parts, trained: int) -> None:
         f"texts, {counts['held_out']['comparisons']:,} held out; {parts.steps:,} updates"
     )
     _say(f"split by: {counts['split']['rule']}")
-    for what, group in (("left out", counts["left_out"]), ("split", counts["split"])):
-        for name, count in group.items():
-            if name != "rule" and count:
-                _say(f"{what}: {count:,} ({name.replace('_', ' ')})")
+    for name, count in counts["split"].items():
+        if name != "rule" and count:
+            _say(f"split: {count:,} {SPLIT[name]}")
+    for name, count in counts["left_out"].items():
+        if count:
+            _say(f"left out: {count:,} ({name.replace('_', ' ')})")
     if counts["truncated_texts"]:
         _say(f"cut at the beginning to {counts['max_length']} tokens: {counts['truncated_texts']:,} texts")
 

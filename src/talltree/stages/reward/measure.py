@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,6 @@ from talltree.models.reward_format import Format
 from talltree.models.reward_model import RewardModel, all_logits, rewards_of, scaled, score_texts
 from talltree.stages.reward import accuracy as measures
 from talltree.stages.reward.accuracy import Pair, right
-from talltree.stages.reward.comparisons import Comparison
 from talltree.stages.reward.config import Config
 from talltree.stages.reward.parts import Parts
 from talltree.stages.reward.update import losses
@@ -70,7 +68,7 @@ def report(config: Config, parts: Parts, format: Format, found: Scores) -> dict[
     return {
         "loss": loss_and_accuracy(config, parts, found)[0],
         "accuracy": measures.accuracy(pairs, seed),
-        "best": _best(parts.held_out, reward_T, found, seed),
+        "best": _best(parts, reward_T, found, seed),
         "by_margin": measures.by_margin(pairs, seed),
         "by_difference": measures.by_difference(pairs, seed),
         "calibration": measures.calibration(pairs, format.log_odds),
@@ -92,7 +90,7 @@ def pairs_of(parts: Parts, reward_T: Tensor, found: Scores) -> list[Pair]:
     return [
         Pair(
             reward[found.place[winner]] - reward[found.place[loser]],
-            each.cluster,
+            (winner, loser) if parts.by_texts else (each.cluster,),
             each.judgement.annotator,
             each.judgement.margin,
             lengths[winner] - lengths[loser],
@@ -160,17 +158,17 @@ def warnings(comparisons: int, after: dict[str, Any]) -> list[str]:
     return found
 
 
-def _best(held_out: Sequence[Comparison], reward_T: Tensor, found: Scores, seed: int) -> dict[str, Any]:
+def _best(parts: Parts, reward_T: Tensor, found: Scores, seed: int) -> dict[str, Any]:
     """Share of the judgements with a single best whose best scores highest; chance is the mean of 1 / k."""
-    hits, clusters, chance = [], [], []
-    for each in held_out:
+    hits, units, chance = [], [], []
+    for each in parts.held_out:
         size = len(each.texts)
         if sum(high == 0 for high, _ in each.above) < size - 1:
             continue
         reward = reward_T[torch.tensor([found.place[row] for row in each.texts])]
         top = reward == reward.max()
         hits.append(float(top[0]) / float(top.sum()))
-        clusters.append(each.cluster)
+        units.append(each.texts if parts.by_texts else (each.cluster,))
         chance.append(1 / size)
-    measured = measures.cluster_share(hits, clusters, seed)
+    measured = measures.cluster_share(hits, units, seed)
     return measured | {"chance": sum(chance) / len(chance) if chance else None}

@@ -50,7 +50,8 @@ MEMBER_SEEDS = 7_919
 class Parts(NamedTuple):
     """Everything but the step's number; only the learner changes.
 
-    ids: the tokens of every text in `texts`. counts: what became of the data, for the summary.
+    ids: the tokens of every text in `texts`. counts: what became of the data, for the summary. by_texts: as
+    in `Split`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -64,6 +65,7 @@ class Parts(NamedTuple):
     steps: int
     data_sha256: dict[str, str]
     counts: dict[str, Any]
+    by_texts: bool
 
     @property
     def device(self) -> torch.device:
@@ -128,7 +130,7 @@ def load_parts(config: Config) -> Parts:
             f"{use}{path.name}": checkpoint.file_sha256(path)  # the two may have the same name
             for use, path in zip(("", "validation "), paths, strict=False)
         },
-        counts,
+        counts, divided.by_texts,
     )  # fmt: skip
 
 
@@ -211,7 +213,7 @@ def _divided(
     else:
         held, too = usable(validation, config.loss)
         left_out = {name: count + too[name] for name, count in left_out.items()}
-        divided = given(some, [validation[place] for place in held])
+        divided = given(some, [validation[place] for place in held], config.split_by)
     # Single items may have cost a judgement its best.
     held, too = usable(divided.held_out, config.loss)
     train, also = usable(divided.train, config.loss)
@@ -282,6 +284,8 @@ def _too_few(config: Config, train: int, held_out: int, counts: dict[str, Any]) 
             f"no held-out judgement of {config.dataset_name} is left beside {train} to train{after}; give "
             "more, or a larger validation_share, or validation_name"
         )
+    if shared := counts["split"].get("shared_prompt"):
+        after += f" besides {shared} with a held-out prompt, which --split_by items keeps"
     fix = f", or set batch_size {train} or less" if train else ""
     return (
         f"{config.dataset_name} has {train} training judgements{after}, fewer than batch_size "

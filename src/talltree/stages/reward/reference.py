@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from talltree import checkpoint
-from talltree.models.load import load_model, load_tokenizer, stop_ids
-from talltree.rollout import collect, encode_prompts
+from talltree.models.load import context_length, load_model, load_tokenizer, stop_ids
+from talltree.rollout import collect, encode_prompts, truncation_at
 from talltree.stages.reward.comparisons import Comparison, Texts
 from talltree.stages.reward.config import Config
 from talltree.types import Prompt
@@ -37,7 +37,7 @@ def reference_samples(
     """The samples that the config asks for, at most reference.samples.
 
     Candidates: those of smallest SHA-256, each text once. Model: prompts of the training comparisons in
-    turn, those of smallest SHA-256 first, continued at reference.temperature.
+    turn, those of smallest SHA-256 first, continued at reference.temperature and cut as rl cuts.
     """
     rows = sorted({row for each in train for row in each.texts})
     asked = config.reference
@@ -50,7 +50,11 @@ def reference_samples(
     name = asked.model_name_or_path or config.model_name_or_path
     model, tokenizer = load_model(name), load_tokenizer(name)
     nn.Module.to(model, device)
-    ids_of = encode_prompts(tokenizer, model, prompts, asked.max_completion_length)
+    ids_of = encode_prompts(tokenizer, model, prompts, 1)
+    room = context_length(model) - max(map(len, ids_of.values()))
+    ends = None
+    if asked.truncate_token is not None:
+        ends = truncation_at(tokenizer, asked.truncate_token, asked.truncate_after, model.config.vocab_size)
     generator = torch.Generator().manual_seed(SAMPLES_STREAM + config.seed)
     completions: list[str] = []
     for start in range(0, len(prompts), AT_A_TIME):
@@ -59,7 +63,8 @@ def reference_samples(
             tokenizer,
             prompts[start : start + AT_A_TIME],
             ids_of,
-            max_completion_length=asked.max_completion_length,
+            max_completion_length=min(asked.max_completion_length, room),
+            truncation=ends,
             stop_ids=stop_ids(model, tokenizer),
             temperature=asked.temperature,
             generator=generator,

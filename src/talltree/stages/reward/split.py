@@ -19,7 +19,8 @@ class Split(NamedTuple):
     """The two sides, what the held-out ones are clustered by, and how it was done.
 
     clusters: for each held-out judgement the number of its cluster; those of one cluster are not independent.
-    counts: judgements left out or reduced because they would have stood on both sides.
+    counts: judgements left out or reduced because they would have stood on both sides. by_texts: held-out
+    judgements of different clusters share candidates all the same, so that these are what an interval draws.
     """
 
     train: list[Judgement]
@@ -27,6 +28,7 @@ class Split(NamedTuple):
     clusters: list[int]
     rule: str
     counts: dict[str, int]
+    by_texts: bool = False
 
 
 def split(judgements: Sequence[Judgement], share: float, seed: int, rule: str = "auto") -> Split:
@@ -55,17 +57,28 @@ def split(judgements: Sequence[Judgement], share: float, seed: int, rule: str = 
     return _by_single_items(judgements, share, seed)
 
 
-def given(train: Sequence[Judgement], held_out: Sequence[Judgement]) -> Split:
-    """The user's own split; training judgements with a held-out candidate are left out and counted."""
+def given(train: Sequence[Judgement], held_out: Sequence[Judgement], rule: str = "auto") -> Split:
+    """The user's own split: training judgements with a held-out candidate or prompt are left out and counted.
+
+    "items" keeps those that share a prompt alone; "auto" does where every prompt is held out, as with one
+    prompt for all. Raises DataError where "prompt" leaves nothing.
+    """
     taken = {text for judgement in held_out for text in judgement.candidates}
-    kept = [judgement for judgement in train if not taken.intersection(judgement.candidates)]
-    return Split(
-        kept,
-        list(held_out),
-        components(held_out, _keys("prompt")),
-        "given",
-        {"shared": len(train) - len(kept)},
-    )
+    prompts = {judgement.prompt for judgement in held_out}
+    apart = [judgement for judgement in train if not taken.intersection(judgement.candidates)]
+    new = [judgement for judgement in apart if judgement.prompt not in prompts]
+    counts = {"shared_candidates": len(train) - len(apart)}
+    if rule == "items" or (rule == "auto" and not new):
+        counts["same_prompt_kept"] = len(apart) - len(new)
+        groups = components(held_out, _keys("items"))
+        return Split(apart, list(held_out), groups, "given, by items", counts, by_texts=len(set(groups)) < 2)
+    if apart and not new:
+        raise DataError(
+            f"all {len(apart)} training judgements have prompts of validation_name, so none is left with "
+            "--split_by prompt; use --split_by items, or judgements of other prompts"
+        )
+    counts["shared_prompt"] = len(apart) - len(new)
+    return Split(new, list(held_out), components(held_out, _keys("prompt")), "given, by prompt", counts)
 
 
 def components(judgements: Sequence[Judgement], keys: Callable[[Judgement], Iterable[Any]]) -> list[int]:
@@ -185,6 +198,7 @@ def _by_single_items(judgements: Sequence[Judgement], share: float, seed: int) -
         components(held_out, lambda each: [frozenset(each.candidates)]),
         "single items",
         {"straddling": straddling, "straddling_left_out": lost, "straddling_pairs_lost": pairs_lost},
+        by_texts=True,
     )
 
 

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 
 from talltree import checkpoint
-from talltree.config import resumed
-from talltree.errors import RunError
 from talltree.models.policy import trainable
 from talltree.models.reward_format import Format, from_dict
 from talltree.models.reward_model import RewardModel, load_reward_model, save_reward_model
 from talltree.run import Run
+from talltree.stages.resuming import require_same_data, require_same_start
 from talltree.stages.reward.config import Config
 from talltree.stages.reward.parts import Parts
 
@@ -47,16 +46,6 @@ def save_if_new(config: Config, parts: Parts, start: Format, step: int, folder: 
         save(config, parts, start, step, folder)
 
 
-def resumed_config(asked: Config) -> Config:
-    """The config that the run asked.resume was started with.
-
-    Raises RunError if that run has ended, ConfigError where the command asks for something else.
-    """
-    run = Run.open(str(asked.resume))
-    run.require_unended()
-    return resumed(asked, run.config, run.folder)
-
-
 def restore(
     config: Config, parts: Parts, folder: Run, say: Callable[[str], None]
 ) -> tuple[int, Parts, Format]:
@@ -64,23 +53,10 @@ def restore(
 
     Raises RunError without one, and where the base model or the data are not those of the run's start.
     """
-    changed = [
-        name
-        for name, digest in folder.environment["data_sha256"].items()
-        if parts.data_sha256.get(name) != digest
-    ]
-    if changed:
-        raise RunError(
-            f"{changed[0]} has changed since {folder.folder} was started; bring the old data back, or "
-            "start a new run"
-        )
+    require_same_data(folder, parts.data_sha256)
     step, path = folder.latest_checkpoint(say)
     tree = checkpoint.load_state(path)
-    if tree["base_sha256"] != parts.base_sha256:
-        raise RunError(
-            f"{config.model_name_or_path} is not the model that {folder.folder} started from: its weights "
-            "have changed; bring the old ones back, or start a new run"
-        )
+    require_same_start(folder, config.model_name_or_path, tree["base_sha256"], parts.base_sha256)
     start = from_dict(tree["start"])
     learner = parts.learner._replace(scales=start.scales)
     if config.lora_r is None:

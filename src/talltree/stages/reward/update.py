@@ -18,7 +18,7 @@ from talltree.maths.preferences import (
     plackett_luce_loss,
     softmax_loss,
 )
-from talltree.models.optim import schedule, set_learning_rate
+from talltree.models.optim import clipped_norm, schedule, set_learning_rate
 from talltree.models.reward_format import Scale
 from talltree.models.reward_model import Member, logits
 from talltree.stages.reward.comparisons import Comparison
@@ -66,7 +66,7 @@ def update(
         for number, (member, batch) in enumerate(zip(learner.members, batches, strict=True)):
             scales = learner.scales[number * config.heads : (number + 1) * config.heads]
             judged.append(backward(config, member, scales, ids, batch))
-            norms.append(_clipped_norm(learner.optimizers[number], config.max_grad_norm))
+            norms.append(clipped_norm(learner.optimizers[number], config.max_grad_norm))
         loss = sum(each.loss / len(batch) for each, batch in zip(judged, batches, strict=True)) / len(judged)
         norm = sum(norms) / len(norms)
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -206,12 +206,3 @@ def epoch_batches(count: int, batch_size: int, epoch: int, seed: int) -> list[li
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(count, generator=generator)
     return [part.tolist() for part in order.tensor_split(batches_per_epoch(count, batch_size))]
-
-
-def _clipped_norm(optimizer: torch.optim.Optimizer, max_norm: float | None) -> float:
-    """Clips the gradient and gives its norm before that."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if max_norm is not None and math.isfinite(float(norm)):
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    return float(norm)

@@ -18,6 +18,8 @@ OWN = {
     "simulate": ("seed",),
 }
 """What the loop itself gives to its stages, so that nobody else may."""
+MAY_CHANGE = ("after_stop", "judges.port")
+"""What a resume may ask for anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,11 @@ class Config:
     rl: dict[str, Any] = option(
         {}, "options of the rl stage; steps are those of all rounds together; also rules the sampling"
     )
+    after_stop: Literal["end", "go_on"] = option(
+        "end",
+        "a round whose rl stopped by itself (collapse, constant reward, not finite): end before the next; "
+        "or go on from its best checkpoint. The KL ceiling alone always goes on",
+    )
     seed: int = option(0, "seed of samples, reward models, training and simulated judges", low=0)
     licence: str = option("other", "licence that the model card states (a hub identifier)")
     data_note: str = option("", "what the prompts and the judges are, for the model card")
@@ -82,6 +89,12 @@ class Config:
             given = next((name for name in names if name in getattr(self, group)), None)
             if given is not None:
                 raise ConfigError(f"{group}.{given} is given by the loop itself; leave it out")
+        for given in _of_group(self.reward, "reference"):
+            if given != "samples":
+                raise ConfigError(
+                    f"reward.reference.{given} is given by the loop itself: fresh samples of "
+                    "model_name_or_path, drawn as rl draws, set gain and bias; leave it out"
+                )
         if self.judges.kind == "pair" and self.judges.k != 2:
             raise ConfigError(f"judges.k {self.judges.k} is not 2, and judges.kind is pair; set judges.k 2")
         if self.judges.kind == "bws" and self.judges.k < 3:
@@ -146,6 +159,13 @@ class Config:
         if name == "reward":
             defaults["dataset_name"] = "preferences.jsonl"
         return {**defaults, **getattr(self, name), **given}
+
+
+def _of_group(mapping: dict[str, Any], group: str) -> list[str]:
+    """The options of a group that a nested or dotted mapping gives."""
+    nested = mapping.get(group)
+    dotted = [key.removeprefix(f"{group}.") for key in mapping if key.startswith(f"{group}.")]
+    return [*dotted, *(nested if isinstance(nested, dict) else ())]
 
 
 def share(total: int, rounds: int, round_number: int) -> int:

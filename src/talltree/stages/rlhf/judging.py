@@ -111,7 +111,10 @@ def _wait_for_people(config: Config, this: Round, say: Say) -> None:
                     say(f"round {this.number}: {now.judged} of {now.tuples} tuples judged")
                     told = time.monotonic()
                 if server is not None and (ended := server.wait(0)) is not None:
-                    raise RunError(f"round {this.number}: the page ended: {ended.error}; see {log}")
+                    raise RunError(
+                        f"round {this.number}: the page ended: {ended.error}; see {log}; continue with "
+                        "--resume, where the port is taken with --judges.port 0 for a free one as well"
+                    )
                 echo()
                 time.sleep(LOOK_EVERY)
         finally:

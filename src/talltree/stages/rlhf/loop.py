@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from talltree import checkpoint
-from talltree.config import resumed, to_dict
-from talltree.interrupt import Interrupts
+from talltree.config import to_dict
+from talltree.errors import RunError
+from talltree.interrupt import EXIT_STATUS, Interrupts
 from talltree.run import SUMMARY, Run, environment, refuse_used
-from talltree.stages.rlhf.config import Config
+from talltree.stages.resuming import resumed_config
+from talltree.stages.rlhf.config import MAY_CHANGE, Config
 from talltree.stages.rlhf.judging import judge, make_study
 from talltree.stages.rlhf.rounds import (
     Round,
@@ -28,9 +30,9 @@ from talltree.stages.rlhf.rounds import (
     stop_reason,
 )
 from talltree.stages.rlhf.running import Stopped, run_once
+from talltree.stops import is_failure
 
 CARD = "README.md"
-EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143}
 
 
 def run(config: Config) -> None:
@@ -43,10 +45,9 @@ def run(config: Config) -> None:
         refuse_used(Path(config.output_dir))
         folder = Run.create(config.output_dir, to_dict(config), environment({}))
     else:
-        kept = Run.open(config.resume)
-        kept.require_unended()
-        config = resumed(config, kept.config, kept.folder)
-        folder = Run.resume(kept.folder, _say)
+        path = config.resume
+        config = resumed_config(config, MAY_CHANGE)
+        folder = Run.resume(path, _say)
     with folder:
         spent = folder.summary()["wall_time_seconds"] if (folder.folder / SUMMARY).is_file() else 0.0
         summary = {"stage": "rlhf", "stop_reason": None, "wall_time_seconds": spent}
@@ -76,9 +77,21 @@ def _rounds(config: Config, folder: Run) -> list[dict[str, Any]]:
         row = _round(config, this)
         if number not in logged:
             folder.log({"step": number, **row})
-        rows.append({"round": number, **row, "stop_reason": stop_reason(this)})
+        reason = stop_reason(this)
+        rows.append({"round": number, **row, "stop_reason": reason})
+        if is_failure(reason) and number < config.rounds and config.after_stop == "end":
+            raise RunError(_not_begun(this, folder.folder, reason))
         policy = str(this.folder / "rl" / "final")
     return rows
+
+
+def _not_begun(this: Round, folder: Path, reason: str) -> str:
+    return (
+        f"round {this.number}: rl stopped by itself ({reason}), so round {this.number + 1} is not begun; "
+        f"look at it with talltree report {this.folder / 'rl'}, then go on from its best checkpoint with "
+        f"talltree rlhf --resume {folder} --after_stop go_on, or start anew with a lower "
+        "rl.learning_rate or a higher rl.kl.coef"
+    )
 
 
 def _round(config: Config, this: Round) -> dict[str, Any]:

@@ -101,8 +101,25 @@ def _judgements(study: Path) -> list[Judgement]:
 
 
 def reward_options(config: Config, this: Round) -> dict[str, Any]:
-    """The options of the reward stage: fitted anew, from the same start, on all judgements so far."""
-    given = {"dataset_name": str(this.training), "seed": config.seed_of(this.number)}
+    """The options of the reward stage: fitted anew, from the same start, on all judgements so far.
+
+    Gain and bias come from fresh samples of the reference, drawn and cut as the policy's are: the candidates
+    of later rounds are no reference samples.
+    """
+    rl = config.stage("rl")
+    given: dict[str, Any] = {
+        "dataset_name": str(this.training),
+        "seed": config.seed_of(this.number),
+        "reference": {
+            **config.reward.get("reference", {}),
+            "source": "model",
+            "model_name_or_path": config.model_name_or_path,
+            "temperature": rl.temperature,
+            "max_completion_length": rl.max_completion_length,
+            "truncate_token": rl.truncate_token,
+            "truncate_after": rl.truncation_start,
+        },
+    }
     if this.validation.stat().st_size:
         given["validation_name"] = str(this.validation)
     return config.mapping("reward", **given)

@@ -27,8 +27,8 @@ def run_once(
 ) -> None:
     """Runs a training stage into parent/STAGE unless it has ended there; a half-done run is resumed.
 
-    Its output goes to parent/STAGE.log and, line by line, to `say`. Raises RunError if the stage fails,
-    Stopped if a signal ended it.
+    Its output goes to parent/STAGE.log and, line by line, to `say`. Raises RunError if the stage fails before
+    its end, Stopped if a signal ended it. A run whose summary says why it stopped by itself has ended.
     """
     output = parent / stage
     if has_ended(output):
@@ -45,7 +45,7 @@ def run_once(
     echo()
     if ended.signal is not None and ended.status != 0:
         raise Stopped(ended.signal, where)
-    if ended.status != 0:
+    if ended.status != 0 and not has_ended(output):
         raise RunError(
             f"{where}: talltree {stage} failed: {ended.error}; the whole of it is in {log}: mend it and "
             "continue with --resume"

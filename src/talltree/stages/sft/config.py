@@ -98,7 +98,7 @@ class Config:
                 f"epochs {self.epochs:g} and steps {self.steps} both say when to end; give one of them"
             )
         parts = self.gradient_accumulation_steps
-        if parts is not None and parts > self.batch_size:
+        if self.resume is None and parts is not None and parts > self.batch_size:
             raise ConfigError(
                 f"gradient_accumulation_steps {parts} is more than the {self.batch_size} examples of an "
                 f"update; use {self.batch_size} or less"

@@ -9,20 +9,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from talltree import checkpoint
 from talltree.config import to_dict
 from talltree.console import clock, printable
 from talltree.data.corpora import near_duplicate_report, save_manifest
 from talltree.errors import ContractError, RunError
-from talltree.interrupt import Interrupts
+from talltree.interrupt import Interrupts, leave
 from talltree.models.card import write_card
 from talltree.models.load import save_model
-from talltree.models.optim import schedule, set_learning_rate
+from talltree.models.memory import when_out_of_memory
+from talltree.models.optim import clipped_norm, schedule, set_learning_rate
 from talltree.models.policy import trainable
 from talltree.models.score import by_length, completion_loss, precision
 from talltree.run import Run, environment, refuse_used
+from talltree.stages.resuming import (
+    add_time,
+    loading_advice,
+    memory_advice,
+    more_parts,
+    resumed_config,
+    say_threads,
+)
 from talltree.stages.sft.config import Config
 from talltree.stages.sft.measure import change, held_out_loss, read_rows, write_rows, written
 from talltree.stages.sft.parts import Parts, load_parts
@@ -31,15 +38,15 @@ from talltree.stages.sft.state import (
     best_step,
     load_weights,
     restore,
-    resumed_config,
     save,
     save_if_new,
     without_best,
 )
 from talltree.stages.sft.tokens import Batch, Tokens, batches_per_epoch, epoch_batches, parts_of, tensors
 
+MAY_CHANGE = ("gradient_accumulation_steps",)
+"""What a resume may ask for anew: memory; the loss stays the same, but for its last bits."""
 BEFORE, AFTER = "before.jsonl", "after.jsonl"
-EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143}
 
 
 def run(config: Config) -> None:
@@ -47,10 +54,11 @@ def run(config: Config) -> None:
 
     Raises TallTreeError for whatever the user can mend. Exits with 130 or 143 after SIGINT or SIGTERM.
     """
-    if config.resume is not None:
-        _resume(config)
-    else:
-        _start(config)
+    with when_out_of_memory(loading_advice):
+        if config.resume is not None:
+            _resume(config)
+        else:
+            _start(config)
 
 
 def _start(config: Config) -> None:
@@ -82,34 +90,26 @@ def _start(config: Config) -> None:
 
 
 def _resume(asked: Config) -> None:
-    config = resumed_config(asked)
+    config = resumed_config(asked, MAY_CHANGE)
     parts = load_parts(config)
     with Run.resume(str(asked.resume), _say) as folder, Interrupts() as interrupts:
         step = restore(config, parts, folder, _say)
-        then, now = folder.environment["torch_threads"], torch.get_num_threads()
-        if then != now:
-            _say(
-                f"this run was started with {then} threads and goes on with {now}: its last bits will "
-                f"differ; OMP_NUM_THREADS={then} keeps them"
-            )
+        say_threads(folder, _say)
         _complete(config, parts, step, folder, interrupts)
 
 
 def _complete(config: Config, parts: Parts, step: int, folder: Run, interrupts: Interrupts) -> None:
     """What a run after `step` updates still lacks: the loss before, the updates, final/ and the summary."""
     started = time.monotonic()
-    if "before" not in folder.summary():
-        _measure_before(config, parts, folder)
-    reason = _train(config, parts, step, folder, interrupts)
-    if reason is not None:
-        _finish(config, parts, folder, reason, started)
-        return
-    summary = folder.summary()
-    summary["wall_time_seconds"] += time.monotonic() - started
-    folder.write_summary(summary)
-    reached, signal = _last_step(folder.metrics()), str(interrupts.requested)
-    _say(f"{signal}: saved step {reached}; continue with talltree sft --resume {folder.folder}")
-    raise SystemExit(EXIT_STATUS[signal])
+    with when_out_of_memory(lambda: memory_advice(folder, "sft")):
+        if "before" not in folder.summary():
+            _measure_before(config, parts, folder)
+        reason = _train(config, parts, step, folder, interrupts)
+        if reason is not None:
+            _finish(config, parts, folder, reason, started)
+            return
+    add_time(folder, started)
+    leave(str(interrupts.requested), _last_step(folder.metrics()), "sft", folder.folder, _say)
 
 
 def _measure_before(config: Config, parts: Parts, folder: Run) -> None:
@@ -139,7 +139,12 @@ def _train(config: Config, parts: Parts, step: int, folder: Run, interrupts: Int
             save_if_new(config, parts, step, folder, rows)
             return None
         try:
-            row = _update(config, parts, step, next(batches))
+            with when_out_of_memory(
+                lambda: memory_advice(
+                    folder, "sft", more_parts(config.gradient_accumulation_steps, config.batch_size)
+                )
+            ):
+                row = _update(config, parts, step, next(batches))
         except ContractError as error:
             save_if_new(config, parts, step, folder, rows)
             raise ContractError(
@@ -196,7 +201,7 @@ def _update(config: Config, parts: Parts, step: int, chosen: list[Tokens]) -> di
     tokens = int(batch.mask_NT.sum())
     try:
         loss = _backward(config, parts, batch, tokens)
-        norm = _clipped_norm(parts.optimizer, config.max_grad_norm)
+        norm = clipped_norm(parts.optimizer, config.max_grad_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise ContractError(
                 f"loss {loss} with gradient norm {norm} is not finite; the weights were left as they "
@@ -237,15 +242,6 @@ def _backward(config: Config, parts: Parts, batch: Batch, tokens: int) -> float:
         loss.backward()
         total += loss.item()
     return total
-
-
-def _clipped_norm(optimizer: torch.optim.Optimizer, max_norm: float | None) -> float:
-    """Clips the gradient and gives its norm before that."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if max_norm is not None and math.isfinite(float(norm)):
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    return float(norm)
 
 
 def _measure(config: Config, parts: Parts, step: int, folder: Run) -> dict[str, float]:

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from talltree import checkpoint
-from talltree.config import resumed
-from talltree.errors import RunError
 from talltree.models.load import load_model
 from talltree.models.policy import trainable
 from talltree.run import Run
+from talltree.stages.resuming import require_same_data, require_same_start
 from talltree.stages.sft.config import Config
 from talltree.stages.sft.parts import Parts
 
@@ -61,38 +60,15 @@ def save_if_new(
         save(config, parts, step, folder, rows)
 
 
-def resumed_config(asked: Config) -> Config:
-    """The config that the run asked.resume was started with.
-
-    Raises RunError if that run has ended, ConfigError where the command asks for something else.
-    """
-    run = Run.open(str(asked.resume))
-    run.require_unended()
-    return resumed(asked, run.config, run.folder)
-
-
 def restore(config: Config, parts: Parts, folder: Run, say: Callable[[str], None]) -> int:
     """Brings parts and folder back to the newest good checkpoint and gives its step.
 
     Raises RunError without one, and where the base model or the data are not those of the run's start.
     """
-    changed = [
-        name
-        for name, digest in folder.environment["data_sha256"].items()
-        if parts.corpus.sha256.get(name) != digest
-    ]
-    if changed:
-        raise RunError(
-            f"{changed[0]} has changed since {folder.folder} was started; bring the old data back, or "
-            "start a new run"
-        )
+    require_same_data(folder, parts.corpus.sha256)
     step, path = folder.latest_checkpoint(say)
     tree = checkpoint.load_state(path)
-    if tree["base_sha256"] != parts.base_sha256:
-        raise RunError(
-            f"{config.model_name_or_path} is not the model that {folder.folder} started from: its weights "
-            "have changed; bring the old ones back, or start a new run"
-        )
+    require_same_start(folder, config.model_name_or_path, tree["base_sha256"], parts.base_sha256)
     load_weights(config, parts, path)
     parts.optimizer.load_state_dict(tree["optimizer"])
     folder.rewind(step)
