@@ -8,18 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from talltree import checkpoint
 from talltree.config import to_dict
 from talltree.console import Progress
 from talltree.errors import ContractError, RewardError
-from talltree.interrupt import Interrupts
+from talltree.interrupt import Interrupts, leave
 from talltree.maths.controllers import updated
 from talltree.maths.kl import blog_beta_from_coef
 from talltree.models.memory import out_of_memory
 from talltree.preflight import Check, require
 from talltree.run import Run, environment, refuse_used
+from talltree.stages.resuming import add_time, resumed_config, say_threads
 from talltree.stages.rl.config import Config
 from talltree.stages.rl.ending import Ending, fall_back, finish, say
 from talltree.stages.rl.measure import run_preflight
@@ -33,7 +32,6 @@ from talltree.stages.rl.state import (
     fresh_state,
     judge,
     restore,
-    resumed_config,
     save,
     save_if_new,
 )
@@ -41,8 +39,6 @@ from talltree.stages.rl.step import Batch, make_batch, make_update, typical_stor
 from talltree.stages.rl.update import BrokenStep, Figures
 from talltree.stages.rl.value import NonFinite
 from talltree.stops import stop_reason
-
-EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143}
 
 
 def run(config: Config) -> None:
@@ -99,7 +95,7 @@ def _start(config: Config, team: Team) -> None:
 
 
 def _resume(asked: Config, team: Team) -> None:
-    config = team.together(lambda: resumed_config(asked))
+    config = team.together(lambda: resumed_config(asked, tuple(MAY_CHANGE)))
     parts = _load(config, team)
     path = str(asked.resume)
     with (
@@ -110,12 +106,7 @@ def _resume(asked: Config, team: Team) -> None:
         for key, what in MAY_CHANGE.items():
             if (value := getattr(config, key)) != folder.config[key]:
                 say(f"{key} is {value} from here on, for this resume: {what}")
-        then, now = folder.environment["torch_threads"], torch.get_num_threads()
-        if then != now:
-            say(
-                f"this run was started with {then} threads and goes on with {now}: its last bits will "
-                f"differ; OMP_NUM_THREADS={then} keeps them"
-            )
+        say_threads(folder, say)
         then = folder.environment.get("processes", 1)
         if then != team.size:
             say(
@@ -154,18 +145,10 @@ def _complete(config: Config, parts: Parts, state: State, folder: Run, interrupt
             f"talltree rl --resume {folder.folder}"
         ) from error
     if ending is None:
-        team.on_main(lambda: _add_time(folder, started))
-        signal = str(interrupts.requested)
-        say(f"{signal}: saved step {state.step}; continue with talltree rl --resume {folder.folder}")
-        raise SystemExit(EXIT_STATUS[signal])
+        team.on_main(lambda: add_time(folder, started))
+        leave(str(interrupts.requested), state.step, "rl", folder.folder, say)
     if ending.failure is not None:
         raise ContractError(ending.reason) from ending.failure
-
-
-def _add_time(folder: Run, started: float) -> None:
-    summary = folder.summary()
-    summary["wall_time_seconds"] += time.monotonic() - started
-    folder.write_summary(summary)
 
 
 # Training

@@ -14,10 +14,10 @@ from talltree.models.memory import (
     Need,
     body_training_bytes,
     free_bytes,
-    out_of_memory,
     sampling_bytes,
     standing_bytes,
     training_bytes,
+    when_out_of_memory,
 )
 from talltree.models.policy import trainable
 from talltree.models.score import tokens_at_a_time
@@ -118,7 +118,7 @@ def preparing(config: Config, parts: Parts) -> Iterator[None]:
         f"out of memory before the first step, with texts of up to {longest_text(config, parts)} tokens; "
         f"free memory, or set max_completion_length lower than {config.max_completion_length}"
     )
-    with _one_line(advice):
+    with when_out_of_memory(lambda: advice):
         yield
 
 
@@ -132,18 +132,8 @@ def measuring(config: Config, parts: Parts, folder: Run) -> Iterator[None]:
         f"{longest_text(config, parts)} tokens were measured; step {saved} is saved: "
         f"{'' if fewer else 'free memory and '}continue with talltree rl --resume {folder.folder}{fewer}"
     )
-    with _one_line(advice):
+    with when_out_of_memory(lambda: advice):
         yield
-
-
-@contextmanager
-def _one_line(advice: str) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, MemoryError) as failure:
-        if not out_of_memory(failure):
-            raise
-        raise RunError(advice) from failure
 
 
 def ran_out(config: Config, parts: Parts, step: int, saved: int, folder: Path) -> RunError:

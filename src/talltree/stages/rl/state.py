@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from talltree import checkpoint
-from talltree.config import resumed
 from talltree.errors import RunError
 from talltree.maths.advantages import MovingBaseline
 from talltree.maths.controllers import KLController
@@ -104,18 +103,6 @@ def _save(config: Config, parts: Parts, state: State, folder: Run) -> None:
 
     protect = () if state.best_step is None else (state.best_step,)
     folder.save_checkpoint(state.step, write, config.keep_checkpoints, protect)
-
-
-def resumed_config(asked: Config) -> Config:
-    """The config that the run asked.resume was started with, but for what `MAY_CHANGE` names.
-
-    Raises RunError if that run has ended, ConfigError where the command asks for something else.
-    """
-    run = Run.open(str(asked.resume))
-    run.require_unended()
-    default = type(asked)()
-    changed = [key for key in MAY_CHANGE if getattr(asked, key) != getattr(default, key)]
-    return resumed(asked, run.config, run.folder, changed)
 
 
 def restore(config: Config, parts: Parts, folder: Run, say: Callable[[str], None]) -> State:
