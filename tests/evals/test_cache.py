@@ -6,7 +6,10 @@ from talltree.evals import cache
 from talltree.evals.results import Metric, TaskResult
 
 RESULT = TaskResult(
-    {"a": Metric(1 / 3, None, 2.0, 5, "x")}, [{"text": "“é”\ud800", "won": 0.5, "n": None}], ("note",)
+    {"a": Metric(1 / 3, None, 2.0, 5, "x")},
+    [{"text": "“é”\ud800", "won": 0.5, "n": None}],
+    ("note",),
+    {"a": {"12": 1 / 3}},
 )
 KEY = {"task": "blimp, wh_island", "options": [1, False]}
 

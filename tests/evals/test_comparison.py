@@ -10,6 +10,7 @@ from talltree.evals import comparison
 from talltree.evals.comparison import Difference, corrected, is_hinted, is_shown
 from talltree.evals.diversity import distinct_n
 from talltree.evals.results import Metric
+from talltree.evals.seeds import over_seeds
 from talltree.evals.significance import within_prompts
 from talltree.evals.verdict import figure, probability, verdict, with_interval
 
@@ -208,3 +209,71 @@ def test_figures_in_words() -> None:
     assert with_interval(Metric(-3e-6, -9e-6, 1e-6, 9, "nats / sequence")) == "0.0 (0.0 to 0.0)"
     assert with_interval(Metric(0.5, None, None, 1, "")) == "0.500"
     assert (probability(None), probability(0.0004), probability(0.032)) == ("no test", "< 0.001", "0.032")
+
+
+# --- training seeds ----------------------------------------------------------------------------------------
+
+
+def seeds(*values):
+    return {f"s{i}": value for i, value in enumerate(values)}
+
+
+def test_two_settings_of_several_seeds_are_welchs_t() -> None:
+    left, right = [1.0, 1.4, 0.9], [2.1, 2.4, 1.7, 2.6]
+    found = comparison.of_seeds("reward", "reward", seeds(*left), seeds(*right))
+    test = stats.ttest_ind(right, left, equal_var=False)
+    assert (found.difference.low, found.difference.high) == pytest.approx(test.confidence_interval())
+    assert found.p_value == pytest.approx(test.pvalue)
+    assert found.left[:3] == pytest.approx((1.1, *stats.t.interval(0.95, 2, 1.1, stats.sem(left))))
+    assert found.seeds.apart.kind == "t" and found.over == "training seeds"
+    assert is_shown(corrected([found])[0])
+
+
+def test_one_model_against_seeds_is_taken_as_it_is() -> None:
+    found = comparison.of_seeds("reward", "reward", seeds(1.0), seeds(1.5, 2.5, 2.0))
+    test = stats.ttest_1samp([1.5, 2.5, 2.0], 1.0)
+    bounds = test.confidence_interval()
+    assert found.difference[:3] == pytest.approx((1.0, bounds.low - 1, bounds.high - 1))
+    assert found.p_value == pytest.approx(test.pvalue)
+    assert (found.left.low, found.left.n) == (None, 1)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"), [((1.0,), (2.0,)), ((1.0,), (2.0, 2.1)), ((1.0, 1.1, 1.2), (2.0, 2.1))]
+)
+def test_too_few_seeds_have_no_interval_and_no_claim(left, right) -> None:
+    found = corrected([comparison.of_seeds("reward", "reward", seeds(*left), seeds(*right))])[0]
+    assert (found.difference.low, found.p_value, found.p_holm) == (None, None, None)
+    assert not is_shown(found) and not is_hinted(found)
+    said = " ".join(verdict("a", "b", [found]))
+    assert "No difference between b and a is shown." in said and "Too few seeds for an interval" in said
+
+
+def test_seeds_that_are_all_equal() -> None:
+    same = comparison.of_seeds("ended", "share", seeds(1.0, 1.0, 1.0), seeds(1.0, 1.0, 1.0))
+    assert (same.difference[:3], same.p_value) == ((0.0, 0.0, 0.0), 1.0)
+    apart = corrected([comparison.of_seeds("ended", "share", seeds(1.0, 1.0, 1.0), seeds(0.0, 0.0, 0.0))])[0]
+    assert apart.difference[:3] == (-1.0, -1.0, -1.0) and not is_shown(apart)  # no spread, so no test
+
+
+def test_what_seeds_do_not_bear_out_is_only_hinted_at() -> None:
+    """The items say so, and the three fine-tuning seeds do not agree: 0.1 (-0.2 to 0.4) over seeds."""
+    metric = Metric(0.1, 0.05, 0.15, 100, "share")
+    spread = over_seeds([0.1, 0.22, -0.02])
+    assert spread.low < 0 < spread.high
+    found = Difference(
+        "accuracy", metric, metric, metric, 0.001, 0.001, 100, "items", "exchanges",
+        comparison.Seeds(seeds(0.5, 0.5, 0.5), seeds(0.6, 0.72, 0.48), spread),
+    )  # fmt: skip
+    assert not is_shown(found) and is_hinted(found)
+    assert "Holm's correction or over seeds" in " ".join(verdict("a", "b", [found]))
+    steady = found._replace(seeds=found.seeds._replace(apart=over_seeds([0.1, 0.11, 0.09])))
+    assert is_shown(steady)
+
+
+def test_names_for_people() -> None:
+    assert comparison.named("judge_nats_per_token") == "judge nats per token"
+    assert comparison.named("some/where/my_reward.py:hidden_utility") == "my_reward.py:hidden_utility"
+    assert comparison.named("my_reward.py:hidden_utility") == "my_reward.py:hidden_utility"
+    assert comparison.named("/a/b/runs/my_rm/final") == "my_rm/final"
+    assert comparison.named("a/b.py:f - 0.1*length") == "a/b.py:f - 0.1*length"

@@ -93,3 +93,12 @@ def test_share_and_ratio():
 def test_a_metric_goes_through_json():
     metric = Metric(0.5, None, None, 3, "share")
     assert metric_from_json(metric.as_json()) == metric
+
+
+def test_the_interval_of_a_share_stays_between_0_and_1() -> None:
+    from talltree.evals.results import Metric
+    from talltree.evals.statistics import within_0_and_1
+
+    assert within_0_and_1(Metric(0.9, 0.7, 1.1, 5, "share")) == (0.9, 0.7, 1.0, 5, "share")
+    assert within_0_and_1(Metric(0.1, -0.2, 0.4, 5, "share"))[1:3] == (0.0, 0.4)
+    assert within_0_and_1(Metric(0.1, None, None, 1, "share"))[1:3] == (None, None)

@@ -9,7 +9,7 @@ from talltree.config import parse
 from talltree.errors import ConfigError, DataError, ModelError, RewardError, RunError
 from talltree.stages import compare
 from talltree.stages.compare.config import Config
-from talltree.stages.compare.sides import split_list
+from talltree.stages.named import split_list
 
 from ..tiny import gpt2, llama, save
 from .toy import make

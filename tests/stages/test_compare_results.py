@@ -17,8 +17,9 @@ def evaluated(folder: Path, rows, name="m") -> str:
     (folder / "rows").mkdir(parents=True)
     tasks = {}
     for task, each in rows.items():
-        (folder / f"rows/{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in each))
-        tasks[task] = {"metrics": {}, "notes": [], "rows": f"rows/{task}.jsonl"}
+        file = f"rows/{task.replace(':', '-')}.jsonl"
+        (folder / file).write_text("".join(json.dumps(row) + "\n" for row in each))
+        tasks[task] = {"metrics": {}, "notes": [], "rows": file}
     (folder / "results.json").write_text(json.dumps({"models": [{"name": name, "tasks": tasks}]}))
     return str(folder)
 
@@ -68,7 +69,7 @@ def test_documents_and_classified_rows_are_compared(tmp_path) -> None:
             for part, each in (("", predictions), ("mismatched", others))
             for i, p in enumerate(each)
         ]  # fmt: skip
-        return {"loss": documents, "glue-rte": labels}
+        return {"loss": documents, "glue:rte": labels}
 
     ln2 = 0.6931471805599453
     folders = [
@@ -83,7 +84,7 @@ def test_documents_and_classified_rows_are_compared(tmp_path) -> None:
     assert accuracy["clusters"] == 2  # two texts with two items each
     assert accuracy["difference"]["low"] is not None
     # The part that counts is not mixed with the other one.
-    assert (mismatched["measure"], mismatched["difference"]["value"]) == ("glue-rte mismatched accuracy", -1)
+    assert (mismatched["measure"], mismatched["difference"]["value"]) == ("glue:rte mismatched accuracy", -1)
 
 
 def test_the_models_of_one_evaluate_folder_are_compared(tmp_path) -> None:

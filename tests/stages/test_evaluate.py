@@ -16,9 +16,9 @@ from talltree import checkpoint
 from talltree.config import from_dict, parse
 from talltree.errors import ConfigError, DataError, ModelError, RunError
 from talltree.evals.blimp import PARADIGMS
+from talltree.evals.identity import config_sha256
 from talltree.run import Run
 from talltree.stages import evaluate
-from talltree.stages.evaluate.models import _config_sha256
 
 from ..tiny import gpt2, llama, save
 
@@ -144,7 +144,6 @@ COMMAND = """
 import sys, time
 from talltree.evals import blimp
 from talltree.stages import evaluate
-from talltree.stages.evaluate.models import _config_sha256
 from talltree.config import parse
 real = blimp.score_paradigm
 def slow(*args, **options):
@@ -353,13 +352,13 @@ def test_other_start_and_stop_tokens_are_other_results(there):
     from talltree.stages.evaluate.models import load, place
 
     loaded = load(place(str(there / "small")), torch.device("cpu"))
-    known = {_config_sha256(loaded.model, loaded.tokenizer), loaded.config_sha256}
+    known = {config_sha256(loaded.model, loaded.tokenizer), loaded.identity["config_sha256"]}
     assert len(known) == 1
     loaded.model.generation_config.eos_token_id = [2, 5]
-    known.add(_config_sha256(loaded.model, loaded.tokenizer))
+    known.add(config_sha256(loaded.model, loaded.tokenizer))
     assert len(known) == 2
     loaded.tokenizer.bos_token = "w9"
-    known.add(_config_sha256(loaded.model, loaded.tokenizer))
+    known.add(config_sha256(loaded.model, loaded.tokenizer))
     assert len(known) == 3
 
 

@@ -13,8 +13,7 @@ from talltree.errors import ConfigError, DataError, RewardError, RunError
 from talltree.evals.bestofn import best_of_n_kl, expected
 from talltree.stages import overopt
 from talltree.stages.fresh import Completion
-from talltree.stages.overopt import gold as gold_of_people
-from talltree.stages.overopt import loop
+from talltree.stages.overopt import loop, people
 from talltree.stages.overopt.config import Config
 
 from ..tiny import llama, save
@@ -110,17 +109,22 @@ def test_the_page_shows_the_curves_and_needs_nothing_else(measured) -> None:
     assert "best-of-n" in page and "alpha" in page and "step 4" in page
 
 
+def kept_files(folder: Path) -> dict[str, Path]:
+    """What is kept -> its file, by the key that stands in each."""
+    files = list((folder / "drawn").rglob("*.json"))
+    return {json.loads(path.read_bytes().split(b"\n", 1)[1])["answers_to"]["task"]: path for path in files}
+
+
 def test_a_resume_reads_what_was_drawn(measured, toy, trained, gold, monkeypatch) -> None:
     before = (measured / "overopt.json").read_bytes()
-    kept = sorted((measured / "drawn").iterdir())
-    assert len(kept) == 5
-    kept[-1].unlink()
+    assert len(kept_files(measured)) == 5
+    kept_files(measured)["what rl/step-4 wrote"].unlink()
     drawn = []
     real = loop._draw
 
-    def counted(planned, source, reference, device):
+    def counted(planned, source, reference):
         drawn.append(source.name)
-        return real(planned, source, reference, device)
+        return real(planned, source, reference)
 
     monkeypatch.setattr(loop, "_draw", counted)
     overopt.run(Config(resume=str(measured)))
@@ -162,7 +166,7 @@ def test_a_run_that_cuts_its_completions_is_sampled_as_it_was_trained(toy, gold,
         words = row["completion"].split()
         assert "w7" not in words[2:-1] and row["ended"] == (len(words) > 2 and words[-1] == "w7"), row
     other = toy.run("later", steps=1, **cut | {"truncate_after": 3})
-    with pytest.raises(ConfigError, match="differ in truncate_after"):
+    with pytest.raises(ConfigError, match="differ in truncate_token .*from position 2, .*from position 3"):
         overopt.run(Config(runs=[str(run), str(other)], **options(gold, tmp_path / "two")))
 
 
@@ -221,7 +225,7 @@ def test_a_text_that_two_sources_wrote_is_nobodys_win() -> None:
         return [Completion("p", text, 0) for text in texts]
 
     sampled = {"base": wrote("a", "b"), "rl/step-1": wrote("a", "c"), "rl/step-2": wrote("d")}
-    assert gold_of_people._writers(sampled) == {
+    assert people._writers(sampled) == {
         ("p", "b"): "base", ("p", "c"): "rl/step-1", ("p", "d"): "rl/step-2",
     }  # fmt: skip
 
@@ -287,7 +291,7 @@ def test_what_cannot_be_measured_is_refused(toy, trained, gold, tmp_path) -> Non
 
 def test_another_reference_than_the_runs_own_is_refused(trained, gold, tmp_path) -> None:
     other = save(tmp_path / "other", llama(seed=9))
-    with pytest.raises(RunError, match="is not the model that .* started from"):
+    with pytest.raises(RunError, match="is not the model that .* measured its KL from"):
         overopt.run(
             Config(runs=[str(trained)], **options(gold, tmp_path / "out", model_name_or_path=str(other)))
         )

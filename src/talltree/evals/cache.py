@@ -28,6 +28,7 @@ def store(folder: Path, answers_to: Mapping[str, Any], result: TaskResult) -> No
             "metrics": {name: metric.as_json() for name, metric in result.metrics.items()},
             "notes": result.notes,
             "rows": result.rows,
+            "by_seed": {name: dict(values) for name, values in result.by_seed.items()},
         },
         ensure_ascii=False,
     ).encode("utf-8", "surrogatepass")
@@ -49,7 +50,7 @@ def load(folder: Path, answers_to: Mapping[str, Any], say: Callable[[str], None]
         return None
     found = json.loads(content.decode("utf-8", "surrogatepass"))
     metrics = {name: metric_from_json(metric) for name, metric in found["metrics"].items()}
-    return TaskResult(metrics, found["rows"], tuple(found["notes"]))
+    return TaskResult(metrics, found["rows"], tuple(found["notes"]), found.get("by_seed", {}))
 
 
 def _path(folder: Path, answers_to: Mapping[str, Any]) -> Path:

@@ -81,26 +81,56 @@ def summarise(
     replacement, and so are seeds where there are several. low and high are None where the resamples do not
     differ, as for one group or for a classifier without an error.
     """
-    measure = MEASURES[name]
-    groups: dict[Any, int] = {}
-    for row in by_seed[0]:
-        groups.setdefault(row["group"], len(groups))
-    counts_SGK = np.stack([_group_counts(name, rows, groups, classes) for rows in by_seed])
-    seeds, size = len(by_seed), len(groups)
-    value = float(measure(counts_SGK.sum(1)).mean())
-    flat = counts_SGK.reshape(seeds, size, -1)
-    figures: list[Array] = []
+    groups = group_numbers(by_seed[0])
+    counts_SGK = counts_by_group(name, by_seed, groups, classes)
+    figures = resampled(name, [counts_SGK], generator)[0]
+    return metric_of(name, float(by_seed_values(name, counts_SGK).mean()), figures, len(by_seed[0]))
+
+
+def group_numbers(rows: Sequence[Mapping[str, Any]]) -> dict[Any, int]:
+    """The groups of items, numbered in the order in which they first come."""
+    found: dict[Any, int] = {}
+    for row in rows:
+        found.setdefault(row["group"], len(found))
+    return found
+
+
+def counts_by_group(
+    name: str, by_seed: Sequence[Sequence[Mapping[str, Any]]], groups: Mapping[Any, int], classes: int
+) -> Array:
+    """What a measure is a function of, for each seed and group: (S, G, K, K), for exact match (S, G, 2)."""
+    return np.stack([_group_counts(name, rows, groups, classes) for rows in by_seed])
+
+
+def by_seed_values(name: str, counts_SGK: Array) -> Array:
+    """The measure of each seed, (S,)."""
+    return MEASURES[name](counts_SGK.sum(1))
+
+
+def resampled(name: str, sides: Sequence[Array], generator: np.random.Generator) -> list[Array]:
+    """DRAWS resampled means over seeds for each side's counts_SGK, with the same draws for all of them.
+
+    Groups are drawn with replacement, and so are seeds where there are several: those of one place in each
+    side together.
+    """
+    seeds, size = sides[0].shape[:2]
+    figures: list[list[Array]] = [[] for _ in sides]
     for start in range(0, DRAWS, CHUNK):
         draws = min(CHUNK, DRAWS - start)
         drawn = generator.integers(size, size=(draws, size))
         weight_BG = np.stack([np.bincount(row, minlength=size) for row in drawn]).astype(float)
-        sums_BSK = np.einsum("bg,sgk->bsk", weight_BG, flat).reshape(draws, seeds, *counts_SGK.shape[2:])
-        found_BS = measure(sums_BSK)
         chosen_BS = generator.integers(seeds, size=(draws, seeds))
-        figures.append(np.take_along_axis(found_BS, chosen_BS, axis=1).mean(1))
-    low, high = (float(bound) for bound in np.quantile(np.concatenate(figures), [0.025, 0.975]))
+        for found, counts_SGK in zip(figures, sides, strict=True):
+            flat = counts_SGK.reshape(seeds, size, -1)
+            sums = np.einsum("bg,sgk->bsk", weight_BG, flat).reshape(draws, seeds, *counts_SGK.shape[2:])
+            found.append(np.take_along_axis(MEASURES[name](sums), chosen_BS, axis=1).mean(1))
+    return [np.concatenate(each) for each in figures]
+
+
+def metric_of(name: str, value: float, figures: Array, items: int) -> Metric:
+    """A value with the percentiles of its resamples, without them where no resample differs."""
+    low, high = (float(bound) for bound in np.quantile(figures, [0.025, 0.975]))
     unit = UNITS.get(name, "share")
-    items = len(by_seed[0])
     return Metric(value, None, None, items, unit) if low == high else Metric(value, low, high, items, unit)
 
 

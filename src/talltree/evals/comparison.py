@@ -11,6 +11,7 @@ from scipy import stats
 
 from talltree.evals import significance
 from talltree.evals.results import Metric
+from talltree.evals.seeds import CERTAIN, OverSeeds, over_seeds
 from talltree.evals.statistics import (
     CONFIDENCE,
     JACKKNIFE_BLOCKS,
@@ -19,6 +20,7 @@ from talltree.evals.statistics import (
     jackknife,
     macro_average,
     ratio,
+    within_0_and_1,
 )
 
 MANY_PROMPTS = 10
@@ -31,11 +33,20 @@ Texts = Mapping[str, Sequence[str]]
 """The completions by prompt."""
 
 
+class Seeds(NamedTuple):
+    """The figure of each training (or fine-tuning) seed of both sides, and their difference over seeds."""
+
+    left: dict[str, float]
+    right: dict[str, float]
+    apart: OverSeeds
+
+
 class Difference(NamedTuple):
     """One measure of two models: both values, right - left with its interval and tests.
 
     p_value: two-sided, None where there is no test; p_holm: corrected for all measures of its family, filled
-    in by `corrected`. clusters: prompts, or items. over: what the interval is over, in words.
+    in by `corrected`. clusters: prompts, or items. over: what the interval is over, in words. seeds: None
+    where nothing was trained more than once, nor is known of it.
     """
 
     measure: str
@@ -47,6 +58,7 @@ class Difference(NamedTuple):
     clusters: int
     over: str
     test: str
+    seeds: Seeds | None = None
 
 
 def of_completions(measure: str, unit: str, left: Values, right: Values, seed: int = 0) -> Difference:
@@ -104,6 +116,7 @@ def of_sets(
     found = jackknife(apart, pairs, unit)
     blocks = min(len(pairs), JACKKNIFE_BLOCKS)
     one, two = (jackknife(side(place), pairs, unit) for place in (0, 1))
+    one, two = (_possible(each) for each in (one, two))
     p_value = _jackknife_p(found, blocks)
     return Difference(measure, one, two, found, p_value, None, len(left), over, "jackknife t")
 
@@ -157,6 +170,46 @@ def of_ratios(
     return Difference(measure, one, two, found, p_value, None, n, over, "sign flips of clusters")
 
 
+def of_seeds(measure: str, unit: str, left: Mapping[str, float], right: Mapping[str, float]) -> Difference:
+    """A measure of two settings, each trained with several seeds: the figure of each model by its name.
+
+    Means over models. With CERTAIN or more models on a side their t interval, and Welch's interval and test
+    of the difference; a side of one model is taken as it is. With two models on a side, or one on both,
+    there is neither interval nor test of the difference. Raises ValueError for an empty side. Welch 1947.
+    """
+    if not left or not right:
+        raise ValueError(f"{measure}: both sides need at least one model")
+    sides = [list(side.values()) for side in (left, right)]
+    means = [over_seeds(values) for values in sides]
+    one, two = (
+        _possible(
+            Metric(each.mean, *((each.low, each.high) if each.kind == "t" else (None, None)), each.n, unit)
+        )
+        for each in means
+    )
+    apart, n = two.value - one.value, one.n + two.n
+    low = high = p_value = None
+    if {one.n, two.n} != {1} and all(count == 1 or count >= CERTAIN for count in (one.n, two.n)):
+        errors = [_squared_error(values) for values in sides]
+        error = math.sqrt(sum(errors))
+        low = high = apart
+        if error > 0:
+            freedom = sum(errors) ** 2 / sum(
+                each**2 / (len(values) - 1)
+                for each, values in zip(errors, sides, strict=True)
+                if len(values) > 1
+            )
+            half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+            low, high = apart - half, apart + half
+            p_value = float(2 * stats.t.sf(abs(apart) / error, freedom))
+        elif apart == 0:
+            p_value = 1.0
+    spread = OverSeeds(apart, low, high, min(one.n, two.n), "" if low is None else "t")
+    found = Metric(apart, low, high, n, unit)
+    seeds = Seeds(dict(left), dict(right), spread)
+    return Difference(measure, one, two, found, p_value, None, n, "training seeds", "Welch's t", seeds)
+
+
 def corrected(differences: Sequence[Difference]) -> list[Difference]:
     """The same with Holm's correction over all that have a test: they are one family."""
     tested = [i for i, each in enumerate(differences) if each.p_value is not None]
@@ -166,35 +219,62 @@ def corrected(differences: Sequence[Difference]) -> list[Difference]:
 
 
 def is_shown(each: Difference) -> bool:
-    """Whether a difference may be claimed: the interval leaves out 0 and Holm's p-value is at most LEVEL."""
-    low, high = each.difference.low, each.difference.high
-    if low is None or high is None or each.p_holm is None:
+    """Whether a difference may be claimed: the interval leaves out 0 and Holm's p-value is at most LEVEL.
+
+    Where there are several seeds, what is known over them has to leave out 0 as well.
+    """
+    if each.p_holm is None or each.p_holm > LEVEL or not _leaves_out_0(each.difference[1:3]):
         return False
-    return (low > 0 or high < 0) and each.p_holm <= LEVEL
+    return each.seeds is None or each.seeds.apart.low is None or _leaves_out_0(each.seeds.apart[1:3])
 
 
 def as_json(each: Difference) -> dict[str, Any]:
     """A difference as plain JSON values, with what may be said of it: shown, hinted or not shown."""
     said = "shown" if is_shown(each) else "hinted" if is_hinted(each) else "not shown"
     metrics = {name: getattr(each, name).as_json() for name in ("left", "right", "difference")}
-    return {**each._asdict(), **metrics, "label": named(each.measure), "said": said}
+    seeds = None if each.seeds is None else each.seeds._asdict() | {"apart": each.seeds.apart._asdict()}
+    return {**each._asdict(), **metrics, "seeds": seeds, "label": named(each.measure), "said": said}
 
 
 def named(measure: str) -> str:
-    """A measure's name for people: kl is KL from the reference, underscores are spaces."""
+    """A measure's name for people: kl is KL from the reference, underscores are spaces.
+
+    A reward of the user's own, a file or a folder, keeps its name and loses what is above it.
+    """
+    if "/" in measure and not any(sign in measure for sign in " (*"):
+        *above, last = measure.rstrip("/").split("/")
+        return "/".join([*above[-1:], last]) if ".py:" not in last else last
+    if ".py:" in measure or "/" in measure:
+        return measure
     return "KL from the reference" if measure == "kl" else measure.replace("_", " ")
 
 
 def is_hinted(each: Difference) -> bool:
     """Whether the interval leaves out 0 but the corrected test does not bear it out."""
-    low, high = each.difference.low, each.difference.high
-    return low is not None and high is not None and (low > 0 or high < 0) and not is_shown(each)
+    return _leaves_out_0(each.difference[1:3]) and not is_shown(each)
+
+
+def _leaves_out_0(interval: tuple[float | None, ...]) -> bool:
+    low, high = interval
+    return low is not None and high is not None and (low > 0 or high < 0)
+
+
+def _squared_error(values: Sequence[float]) -> float:
+    """s^2 / n of a mean; 0 for one value."""
+    n = len(values)
+    return float(np.var(values, ddof=1)) / n if n > 1 else 0.0
 
 
 def _side(groups: Sequence[Sequence[float]], unit: str, seed: int) -> Metric:
     if len(groups) >= MANY_PROMPTS:
         return cluster_mean(groups, unit, seed)
     return macro_average(groups, unit, seed)
+
+
+def _possible(metric: Metric) -> Metric:
+    """A model's own figure, a share kept between 0 and 1; differences have no such bounds."""
+    is_share = metric.unit.startswith("share") or metric.unit.endswith("0 to 1")
+    return within_0_and_1(metric) if is_share else metric
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -144,15 +144,21 @@ def summarise_seeds(results: Sequence[SeedResult]) -> TaskResult:
 
     Names: `accuracy` and so on for the part that counts, `mismatched/accuracy` for another one;
     `majority/accuracy` for always saying the most frequent training label; `cut` and `train/cut` count the
-    items that were cut to length.
+    items that were cut to length. by_seed has each fine-tuning's own value.
     """
     import numpy as np
 
-    from talltree.evals.classification_metrics import summarise
+    from talltree.evals.classification_metrics import (
+        by_seed_values,
+        counts_by_group,
+        group_numbers,
+        summarise,
+    )
 
     name = results[0].task
     classes = int(results[0].facts["classes"])
     metrics: dict[str, Metric] = {}
+    values: dict[str, dict[str, float]] = {}
     parts = list(dict.fromkeys(row["part"] for row in results[0].rows))
     for part in parts:
         prefix = f"{part}/" if part else ""
@@ -165,6 +171,11 @@ def summarise_seeds(results: Sequence[SeedResult]) -> TaskResult:
             for key, given in ((f"{prefix}{measure}", by_seed), (f"{prefix}majority/{measure}", constant)):
                 # The same draws for every figure, so that figures are compared on the same resamples.
                 metrics[key] = summarise(measure, given, classes, np.random.default_rng(0))
+            counts = counts_by_group(measure, by_seed, group_numbers(by_seed[0]), classes)
+            found = by_seed_values(measure, counts).tolist()
+            values[f"{prefix}{measure}"] = {
+                str(result.seed): value for result, value in zip(results, found, strict=True)
+            }
     scored = results[0].rows
     cut = sum(row["cut_words"] > 0 for row in scored)
     metrics["cut"] = Metric(float(cut), None, None, len(scored), "items")
@@ -174,7 +185,7 @@ def summarise_seeds(results: Sequence[SeedResult]) -> TaskResult:
         sum(cut_in_training) / len(results), None, None, round(sum(trained) / len(results)), "items"
     )
     rows = [row for result in results for row in result.rows]
-    return TaskResult(metrics, rows, _notes(results, cut, metrics))
+    return TaskResult(metrics, rows, _notes(results, cut, metrics), values)
 
 
 def _notes(results: Sequence[SeedResult], cut: int, metrics: Mapping[str, Metric]) -> tuple[str, ...]:
@@ -191,7 +202,7 @@ def _notes(results: Sequence[SeedResult], cut: int, metrics: Mapping[str, Metric
     else:
         found.append(
             f"{len(results)} seeds ({seeds}): figures are their mean, intervals are over items and seeds; "
-            "with so few seeds they are somewhat too narrow."
+            "with so few seeds they are somewhat too narrow: see those over seeds alone, too."
         )
     if first["left_out"]:
         found.append(f"{first['left_out']:,} training rows have the texts of a scored row and were left out.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
@@ -26,12 +27,14 @@ class TaskResult(NamedTuple):
     """Metrics by name, e.g. "accuracy" or "agreement/accuracy", a row per item, and notes in words.
 
     A row is JSON: text, numbers, booleans, None, lists and mappings of them. A note says in a sentence what a
-    reader of the figures has to know, such as how many items were longer than the context.
+    reader of the figures has to know, such as how many items were longer than the context. by_seed: of
+    metrics that are means over fine-tunings, the value of each seed.
     """
 
     metrics: dict[str, Metric]
     rows: list[dict[str, Any]]
     notes: tuple[str, ...] = ()
+    by_seed: Mapping[str, Mapping[str, float]] = MappingProxyType({})
 
 
 def metric_from_json(given: Mapping[str, Any]) -> Metric:

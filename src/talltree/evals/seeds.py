@@ -8,6 +8,8 @@ from functools import cache
 from typing import NamedTuple
 
 CONFIDENCE = 0.95
+CERTAIN = 3
+"""From so many seeds on there is an interval."""
 
 
 class OverSeeds(NamedTuple):
@@ -28,7 +30,7 @@ def over_seeds(values: Sequence[float]) -> OverSeeds:
     n, mean = len(values), sum(values) / len(values)
     if n == 1:
         return OverSeeds(mean, None, None, 1, "")
-    if n == 2:
+    if n < CERTAIN:
         return OverSeeds(mean, min(values), max(values), 2, "range")
     variance = sum((value - mean) ** 2 for value in values) / (n - 1)
     half = _quantile(n - 1) * math.sqrt(variance / n)

@@ -106,6 +106,13 @@ def jackknife(measure: Callable[[Sequence[T]], float], clusters: Sequence[Sequen
     return Metric(value, value - half, value + half, len(everything), unit)
 
 
+def within_0_and_1(metric: Metric) -> Metric:
+    """The interval of a share, which a t interval may leave, kept to what a share can be."""
+    if metric.low is None or metric.high is None:
+        return metric
+    return metric._replace(low=max(metric.low, 0.0), high=min(metric.high, 1.0))
+
+
 def _percentiles(drawn: np.ndarray) -> tuple[float, float]:
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)

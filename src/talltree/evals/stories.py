@@ -16,7 +16,7 @@ from talltree.evals.likelihood import Heard, Passage, token_logprobs, with_start
 from talltree.evals.novelty import Copied, copied_from_prompt
 from talltree.evals.readability import readability
 from talltree.evals.results import Metric, TaskResult
-from talltree.evals.statistics import cluster_mean, jackknife, ratio
+from talltree.evals.statistics import cluster_mean, jackknife, ratio, within_0_and_1
 from talltree.evals.variety import near_duplicate_share, repetition, self_bleu
 from talltree.models.load import context_length
 
@@ -137,7 +137,9 @@ def summarise(rows: Sequence[Row]) -> TaskResult:
     if not has_prompts:
         clusters = [[row] for row in clusters[0]]
     texts = [[row["completion"] for row in cluster] for cluster in clusters]
-    metrics = {name: jackknife(measure, texts, SET_UNITS[name]) for name, measure in SETS.items()}
+    metrics = {
+        name: within_0_and_1(jackknife(measure, texts, SET_UNITS[name])) for name, measure in SETS.items()
+    }
     notes = _notes(rows, has_prompts)
     for name, unit in MEANS.items():
         if name not in rows[0]:

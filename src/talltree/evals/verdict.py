@@ -32,7 +32,9 @@ def verdict(left: str, right: str, differences: Sequence[Difference]) -> list[st
         sentences.append(f"No difference between {right} and {left} is shown.")
     if hinted:
         listed = ", ".join(f"{named(each.measure)} {with_interval(each.difference, True)}" for each in hinted)
-        sentences.append(f"Only hinted at, not holding at {LEVEL:g} after Holm's correction: {listed}.")
+        tuned = any(each.seeds is not None and each.over != "training seeds" for each in hinted)
+        over = " or over seeds" if tuned else ""
+        sentences.append(f"Only hinted at, not holding at {LEVEL:g} after Holm's correction{over}: {listed}.")
     if rest:
         listed = ", ".join(
             f"{named(each.measure)} (the interval runs from {figure(each.difference.low)} to "
@@ -46,7 +48,8 @@ def verdict(left: str, right: str, differences: Sequence[Difference]) -> list[st
         listed = ", ".join(
             f"{named(each.measure)} {figure(each.difference.value, True)}" for each in unmeasured
         )
-        sentences.append(f"Too few completions for an interval, so nothing is said of {listed}.")
+        few = "seeds" if unmeasured[0].over == "training seeds" else "completions"
+        sentences.append(f"Too few {few} for an interval, so nothing is said of {listed}.")
     return sentences
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from talltree.report.words import figure, number, share
 
 COMPARISON, SAMPLES = "comparison.json", "samples.jsonl"
 STORIES = 6
+SPREADS = {"t": "95% t interval", "range": "range", "": "no interval"}
 CLASSES = {"shown": "passed", "hinted": "noted", "not shown": ""}
 
 Json = Mapping[str, Any]
@@ -69,27 +70,72 @@ def _verdict(content: Json) -> list[str]:
 
 
 def _setting(content: Json) -> list[tuple[str, str]]:
-    found = [("Models", " against ".join(each["name"] for each in content.get("models", [])))]
+    found = [("Models", " against ".join(_names(content)))]
+    several = [each for each in content.get("settings", []) if len(each["models"]) > 1]
+    if several:
+        listed = ", ".join(f"{each['name']} {len(each['models'])}" for each in several)
+        found.append(("Training seeds", listed))
     if "prompts" in content:
         each = content["completions_per_model"]
-        found.append(("Completions", f"{each:,} a model, of {number(content['prompts'])} prompts"))
+        found.append(("Completions", f"{each:,} a model, of {_many(content['prompts'], 'prompt')}"))
         found.append(("Seeds", ", ".join(map(str, content["seeds"]))))
     for key, label in (("reference", "KL from"), ("judge", "Judge"), ("temperature", "Temperature")):
         if content.get(key) is not None:
             found.append((label, str(content[key])))
+    if content.get("max_completion_length") is not None:
+        found.append(("Length", f"up to {content['max_completion_length']:,} tokens"))
+    if content.get("cut") is not None:
+        cut = content["cut"]
+        found.append(("Cut at", f"{cut['token']!r} from position {cut['after']}"))
     return [(label, value) for label, value in found if value]
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 # Differences of completions
 
 
+def _names(content: Json) -> list[str]:
+    """What is compared: settings, each of one model or of several."""
+    return [each["name"] for each in content.get("settings") or content.get("models", [])]
+
+
 def _differences(content: Json) -> str:
-    first = content["models"][0]["name"]
+    first = _names(content)[0]
     parts = []
     for other, found in content["differences"].items():
         caption = f"{other} against {first}, on the same prompts and seeds; 95% intervals in brackets"
-        parts.append(_table(first, other, found, caption))
+        parts.append(_table(first, other, found, caption) + _every_seed(first, other, found))
     return "".join(parts) + _small_multiples(content)
+
+
+def _every_seed(first: str, other: str, found: Sequence[Json]) -> str:
+    """The figure of each seed of both sides, and their difference over seeds; "" where there are none."""
+    rows = []
+    for each in (each for each in found if each.get("seeds") is not None):
+        seeds, unit = each["seeds"], str(each["difference"]["unit"])
+        apart = seeds["apart"] | {"value": seeds["apart"]["mean"], "unit": unit}
+        kind = SPREADS[seeds["apart"]["kind"]]
+        rows.append(
+            [
+                f'{text(each["label"])} <span class="unit">{text(unit)}</span>',
+                *(_values(seeds[side], unit) for side in ("left", "right")),
+                f'{_metric(apart, signed=True)} <span class="unit">{text(kind)}</span>',
+            ]
+        )
+    if not rows:
+        return ""
+    header = ["Measure", text(first), text(other), "Difference over seeds"]
+    return folded("Every seed", table(f"Every seed of {other} and {first}", header, rows))
+
+
+def _values(values: Mapping[str, float], unit: str) -> str:
+    write = _write(unit)
+    return "<br>".join(
+        f'{text(write(value))} <span class="unit">{text(name)}</span>' for name, value in values.items()
+    )
 
 
 def _table(first: str, other: str, found: Sequence[Json], caption: str) -> str:
@@ -110,7 +156,7 @@ def _table(first: str, other: str, found: Sequence[Json], caption: str) -> str:
 
 def _small_multiples(content: Json) -> str:
     """One chart a measure: a dot for each model, with its interval."""
-    first = content["models"][0]["name"]
+    first = _names(content)[0]
     measures: dict[str, dict[str, Json]] = {}
     for other, found in content["differences"].items():
         for each in found:
@@ -118,7 +164,8 @@ def _small_multiples(content: Json) -> str:
             of_model[other] = each["right"]
     figures = []
     for measure, of_model in measures.items():
-        if len({(metric["value"], metric["low"], metric["high"]) for metric in of_model.values()}) == 1:
+        spans = [(metric["value"], metric["low"], metric["high"]) for metric in of_model.values()]
+        if len(set(spans)) == 1 or len({end for span in spans for end in span} - {None}) == 1:
             continue  # the same on every side: a chart would show nothing
         values = [(metric["value"], metric["low"], metric["high"]) for metric in of_model.values()]
         unit = next(iter(of_model.values()))["unit"]
@@ -139,8 +186,9 @@ def _items(items: Json) -> str:
             claims = "".join(f'<p class="claim">{text(said)}</p>' for said in each["verdict"])
             caption = f"{each['title']}: {other} against {first}; 95% intervals in brackets"
             content = _table(first, other, each["differences"], caption)
+            seeds = _every_seed(first, other, each["differences"])
             if len(each["differences"]) < 2:
-                parts.append(claims + content)
+                parts.append(claims + content + seeds)
                 continue
             ordered = sorted(each["differences"], key=lambda found: -found["difference"]["value"])
             unit = ordered[0]["difference"]["unit"]
@@ -152,7 +200,7 @@ def _items(items: Json) -> str:
                 svg = forest(rows, f"{unit}: {other} less {first}", 0.0)
                 chart = f'<div class="charts wide">{_figure(each["title"], "filled: shown", svg, alt)}</div>'
             shown = content if len(ordered) < 12 else folded("Every figure", content)
-            parts.append(f"<h3>{text(each['title'])}</h3>{claims}{chart}{shown}")
+            parts.append(f"<h3>{text(each['title'])}</h3>{claims}{chart}{shown}{seeds}")
     return "".join(parts)
 
 
@@ -268,7 +316,7 @@ def _figure(title: str, caption: str, svg: str, alt: str) -> str:
 
 
 def _metric(metric: Json, signed: bool = False) -> str:
-    write = _percent if str(metric["unit"]).startswith("share") else figure(str(metric["unit"]))
+    write = _write(str(metric["unit"]))
     value = write(float(metric["value"]))
     if signed and metric["value"] > 0:
         value = f"+{value}"
@@ -276,6 +324,10 @@ def _metric(metric: Json, signed: bool = False) -> str:
         return text(value)
     spread = f"{write(float(metric['low']))} to {write(float(metric['high']))}"
     return f'{text(value)} <span class="unit">({text(spread)})</span>'
+
+
+def _write(unit: str) -> Callable[[Any], str]:
+    return _percent if unit.startswith("share") else figure(unit)
 
 
 def _percent(value: float) -> str:

@@ -42,7 +42,8 @@ def dots(
             low, high = axes.get_xlim()
             low, high = max(low, -0.02), min(high, 1.02)
             axes.set_xlim(low, high)
-            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if high - low > 0.05 else 1))
+            decimals = 0 if high - low > 0.05 else 1 if high - low > 0.01 else 2
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=decimals))
 
     return svg(paint)
 

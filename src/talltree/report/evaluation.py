@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from talltree import checkpoint
+from talltree.evals.seeds import interval_words
 from talltree.report.dots import dots
 from talltree.report.frame import frame
 from talltree.report.html import folded, section, svg_image, table, text
@@ -84,8 +85,69 @@ def _task(results: Results, task: str) -> str:
             content += folded("Every paradigm", _table(models, task, group))
             continue
         content += _charts(models, task, group) + _table(models, task, group)
+    content += _over_training(results, task) + _over_fine_tuning(models, task)
     content += "".join(f'<p class="intro">{text(note)}</p>' for note in _notes(models, task))
     return section(_identifier(task), text(_title(task)), content)
+
+
+def _over_training(results: Results, task: str) -> str:
+    """Figures over the models of each setting that was trained with several seeds."""
+    found = [each for each in results.get("settings", []) if task in each["tasks"]]
+    if not found:
+        return ""
+    names = list(dict.fromkeys(name for each in found for name in each["tasks"][task]))
+    parts = [name for name in names if not name.startswith("paradigm/")]
+
+    def rows(some: Sequence[str]) -> list[list[str]]:
+        return [
+            [
+                text(name.replace("_", " ")),
+                *(
+                    _spread(each["tasks"][task][name]) if name in each["tasks"][task] else "–"
+                    for each in found
+                ),
+            ]
+            for name in some
+        ]
+
+    header = ["Measure", *(f"{text(each['name'])}, {len(each['models'])} seeds" for each in found)]
+    kinds = interval_words([each["kind"] for of in found for each in of["tasks"][task].values()])
+    content = table(f"{_title(task)}, over training seeds: {kinds}", header, rows(parts))
+    if len(parts) < len(names):
+        rest = table(
+            "Paradigms, over training seeds", header, rows([each for each in names if each not in parts])
+        )
+        content += folded("Every paradigm, over training seeds", rest)
+    return content
+
+
+def _over_fine_tuning(models: Sequence[Mapping[str, Any]], task: str) -> str:
+    """Figures over the fine-tuning seeds of each model, with every seed's own."""
+    found = [model["tasks"][task].get("by_seed") or {} for model in models]
+    names = list(dict.fromkeys(name for each in found for name in each))
+    if not names:
+        return ""
+    units = {name: model["tasks"][task]["metrics"][name]["unit"] for model in models for name in names}
+    rows = [
+        [
+            text(name.replace("_", " ")),
+            *(_spread(each[name] | {"unit": units[name]}) if name in each else "–" for each in found),
+        ]
+        for name in names
+    ]
+    kinds = interval_words([each["kind"] for of in found for each in of.values()])
+    caption = f"{_title(task)}, over fine-tuning seeds alone: {kinds}"
+    return table(caption, ["Measure", *(text(model["name"]) for model in models)], rows)
+
+
+def _spread(found: Mapping[str, Any]) -> str:
+    """Mean (low to high), and below it the value of each seed."""
+    write = share if str(found["unit"]).startswith("share") else number
+    bounds = "" if found["low"] is None else f" ({write(found['low'])} to {write(found['high'])})"
+    values = ", ".join(
+        f"{name.rpartition('/')[2]}: {write(value)}" for name, value in found["values"].items()
+    )
+    return f'{text(write(found["mean"]))}<span class="unit">{text(bounds)}<br>{text(values)}</span>'
 
 
 def _notes(models: Sequence[Mapping[str, Any]], task: str) -> list[str]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
 
-from talltree.report.html import sha256_source, text
+from talltree.report.html import sha256_source, style, text
 from talltree.report.page import GENERATOR
 
 WIDE = """
@@ -34,9 +33,9 @@ def frame(
 
     title, kind, verdict, setting and the links' titles are plain text and are escaped here.
     """
-    style = (resources.files("talltree.report") / "report.css").read_text(encoding="utf-8") + WIDE
+    sheet = style() + WIDE
     policy = (
-        f"default-src 'none'; img-src data:; style-src {sha256_source(style)}; base-uri 'none'; "
+        f"default-src 'none'; img-src data:; style-src {sha256_source(sheet)}; base-uri 'none'; "
         "form-action 'none'"
     )
     first, *rest = verdict
@@ -48,7 +47,7 @@ def frame(
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n{GENERATOR}\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
-        f"<title>{text(title)} · Tall Tree</title>\n<style>{style}</style>\n</head>\n<body>\n"
+        f"<title>{text(title)} · Tall Tree</title>\n<style>{sheet}</style>\n</head>\n<body>\n"
         f'<header class="masthead"><p class="eyebrow">Tall Tree · {text(kind)}</p><h1>{text(title)}</h1>'
         f'<p class="verdict">{text(first)}</p>{more}<dl class="setting">{settings}</dl>'
         f'<nav aria-label="On this page">{listed}</nav></header>\n<main>\n{body}\n</main>\n</body>\n</html>\n'

@@ -47,6 +47,10 @@ def build(content: Json, name: str) -> str:
         ("Prompts", number(content["prompts"])),
         ("Samples", f"{sum(content['samples'].values()):,}"),
     ]
+    if content.get("cut") is not None:
+        setting.append(("Cut at", f"{content['cut']['token']!r} from position {content['cut']['after']}"))
+    if content.get("missing_eos_penalty") is not None:
+        setting.append(("Without an end", number(content["missing_eos_penalty"])))
     verdict = [sentence for curve in curves for sentence in curve["advice"]] or ["Nothing was measured."]
     links = [(identifier, title) for identifier, title, _ in parts]
     return frame(name, "overoptimisation", verdict, setting, links, body)

@@ -9,7 +9,8 @@ POSITIONAL = "models"
 
 def run(config: Config) -> None:
     """Compares the first model with each other one; see `talltree.stages.compare.loop`."""
-    print(f"comparing {', '.join(config.models) or config.results or config.people}", flush=True)
+    named = config.resume or ", ".join(config.models) or config.results or config.people
+    print(f"comparing {named}", flush=True)
     from talltree.stages.compare import loop  # torch, which --help need not pay
 
     loop.run(config)

@@ -17,12 +17,14 @@ class Config:
         [],
         "what to compare: models (`seedling`, a folder, a hub name), run folders (their final/; an rl or sft "
         "run alone: before against after), evaluate folders, or .jsonl files with prompt and completion; "
-        "NAME=MODEL gives it a name",
+        "NAME=MODEL gives it a name, NAME=MODEL,MODEL,MODEL is one setting trained with several seeds",
     )
     prompts: str | None = option(
-        None, "JSONL file with a `prompt` column, or .txt; null: those of a run compared alone, else `prompt`"
+        None, "JSONL file with a `prompt` column, or .txt; null: those that the runs held out, else `prompt`"
     )
-    prompt: str = option("Once upon a time", "the one prompt to use where there are no `prompts`")
+    prompt: str | None = option(
+        None, "the one prompt to use; null: that of the runs, else 'Once upon a time'"
+    )
     rewards: str = option(
         "", "rewards to compare, separated by commas: names, FILE.py:FUNCTION, weighted sums, reward models"
     )
@@ -49,16 +51,34 @@ class Config:
         low=1,
     )
     max_completion_length: int | None = option(
-        None, "longest completion; null: that of a run compared alone, else 96", unit="tokens", low=1
+        None, "longest completion; null: that of the runs, else 96", unit="tokens", low=1
     )
     temperature: float | None = option(
-        None, "logits are divided by this; null: that of a run compared alone, else 1", above=0
+        None, "logits are divided by this; null: that of the runs, else 1", above=0
+    )
+    truncate_token: str | None = option(
+        None, "text of a token that ends a completion, as in rl; '': none does; null: as the runs do"
+    )
+    truncate_after: int | None = option(
+        None,
+        "position, from 0, at which truncate_token begins to count; null: as the runs do, else 16",
+        unit="tokens",
+        low=0,
     )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute; auto: cuda where there is one")
     output_dir: str = option("runs/compare", "folder to write; must not exist yet")
+    resume: str | None = option(
+        None,
+        "folder to continue with its config; rewards, judge, results and people may be others, for the same "
+        "draws",
+    )
 
     def check(self) -> None:
         """Raises ConfigError for an empty comparison and for seeds that are none or double."""
+        if self.resume is not None:
+            return
+        if self.prompts is not None and self.prompt is not None:
+            raise ConfigError("prompts and prompt are both given; give one")
         if not self.models and not self.results and self.people is None:
             raise ConfigError(
                 "nothing to compare: name two models, one run folder, or a study of people's judgements"

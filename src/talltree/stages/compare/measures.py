@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from talltree import rewards
 from talltree.errors import ConfigError, RewardError
 from talltree.evals.stories import MEANS, SET_UNITS, SETS, describe
-from talltree.stages.compare.sides import split_list
 from talltree.stages.fresh import Completion
+from talltree.stages.named import split_list
 from talltree.types import Reward
 
 COPIED_FROM_PROMPT = 4

@@ -84,7 +84,11 @@ class StoryOptions:
 class Config:
     """Evaluate models: held-out loss, BLiMP, stories, GLUE and MSGS, with intervals, cached by model."""
 
-    models: list[str] = option([], "models: `seedling`, hub names, model folders, run folders, checkpoints")
+    models: list[str] = option(
+        [],
+        "models: `seedling`, hub names, model folders, run folders, checkpoints; NAME=MODEL gives it a name, "
+        "NAME=MODEL,MODEL,MODEL is one setting trained with several seeds",
+    )
     tasks: str = option("blimp", "comma-separated: loss, blimp, stories, glue, msgs, or parts: blimp:NAME")
     loss: LossOptions = option(LossOptions(), "held-out loss")
     blimp: BlimpOptions = option(BlimpOptions(), "BLiMP")

@@ -15,7 +15,8 @@ from talltree.console import clock
 from talltree.errors import ModelError
 from talltree.evals import cache
 from talltree.evals.results import TaskResult
-from talltree.interrupt import Interrupts
+from talltree.evals.seeds import OverSeeds, interval_words, over_seeds
+from talltree.interrupt import EXIT_STATUS, Interrupts
 from talltree.models.card_results import check_folder, write_results
 from talltree.models.load import compute_device
 from talltree.report import evaluation
@@ -24,11 +25,11 @@ from talltree.run import Run, environment, refuse_used
 from talltree.stages.evaluate.config import Config
 from talltree.stages.evaluate.models import Loaded, Place, folder_name, load, places
 from talltree.stages.evaluate.parts import Part, Progress, Task
+from talltree.stages.evaluate.settings import settings
 from talltree.stages.evaluate.tasks import task_list
 
 ROWS = "rows"
 FORMAT = 1
-EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143}
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -82,11 +83,13 @@ def _evaluate(
         for task in tasks:
             found = _task(task, loaded, stored, interrupts, run.folder)
             entry["tasks"][task.name] = _keep(run.folder, each, task, found)
+            results["settings"] = settings(models, results["models"])
             checkpoint.write_file(run.folder / RESULTS, _json(results))
             _say_result(each, task, found)
         if config.write_card:
             write_results(Path(each.source), entry)
             _say(f"{each.label}: results are in {Path(each.source) / 'README.md'}")
+    _say_settings(results)
     page = evaluation.write(run.folder)
     seconds = time.monotonic() - started
     run.write_summary(summary | {"stop_reason": "every task is done", "wall_time_seconds": seconds})
@@ -195,6 +198,10 @@ def _keep(folder: Path, model: Place, task: Task, found: TaskResult) -> dict[str
         "metrics": {key: metric.as_json() for key, metric in found.metrics.items()},
         "notes": list(found.notes),
         "rows": path.relative_to(folder).as_posix(),
+        "by_seed": {
+            key: {"values": dict(values), **over_seeds(list(values.values()))._asdict()}
+            for key, values in found.by_seed.items()
+        },
     }
 
 
@@ -211,6 +218,24 @@ def _say_result(model: Place, task: Task, found: TaskResult) -> None:
     for name, metric in list(found.metrics.items())[:2]:
         spread = "" if metric.low is None else f" ({metric.low:.4g} to {metric.high:.4g})"
         _say(f"{model.label}  {task.name}: {name} {metric.value:.4g}{spread} {metric.unit}")
+        if len(values := found.by_seed.get(name, {})) > 1:
+            _say(
+                f"{model.label}  {task.name}: {name} {_over(over_seeds(list(values.values())), metric.unit)}"
+            )
+
+
+def _say_settings(results: dict[str, Any]) -> None:
+    """The first metrics of each task over the models of a setting."""
+    for setting in results.get("settings", []):
+        for task, metrics in setting["tasks"].items():
+            for name, each in list(metrics.items())[:2]:
+                spread = over_seeds(list(each["values"].values()))
+                _say(f"{setting['name']}  {task}: {name} {_over(spread, each['unit'])}")
+
+
+def _over(spread: OverSeeds, unit: str) -> str:
+    bounds = "" if spread.low is None else f" ({spread.low:.4g} to {spread.high:.4g})"
+    return f"{spread.mean:.4g}{bounds} {unit}, {spread.n} seeds, {interval_words([spread.kind])}"
 
 
 def _say(line: str) -> None:

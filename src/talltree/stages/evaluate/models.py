@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from talltree import checkpoint
-from talltree.data.tokens import tokenizer_sha256
 from talltree.errors import ConfigError, ModelError, RunError
+from talltree.evals.identity import identity
 from talltree.models.card import CARD
 from talltree.models.load import load_model, load_tokenizer, resolve, weights_sha256
 from talltree.run import CONFIG
+from talltree.stages.named import labels_of, named, seeds_of_one
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-NOT_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
-"""Keys of a model's config that change with its place or the library, not with what it computes."""
-
 
 class Place(NamedTuple):
-    """A model that is asked for: its name in results, and the folder or hub name to load from."""
+    """A model that is asked for: its name in results, and the folder or hub name to load from.
+
+    setting: what it is a training seed of, None where it stands for itself.
+    """
 
     label: str
     source: str
+    setting: str | None = None
 
 
 class Loaded(NamedTuple):
@@ -36,27 +36,17 @@ class Loaded(NamedTuple):
     place: Place
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    weights_sha256: str
-    config_sha256: str
-    tokenizer_sha256: str
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """What a cached result answers to."""
-        return {
-            "weights_sha256": self.weights_sha256,
-            "config_sha256": self.config_sha256,
-            "tokenizer_sha256": self.tokenizer_sha256,
-        }
+    identity: dict[str, str]
 
 
 def places(names: Sequence[str]) -> list[Place]:
-    """Where each model lies; a run folder means its final/.
+    """Where each model lies; a run folder means its final/, NAME=MODEL,MODEL the seeds of one setting.
 
     Raises ModelError or RunError where it is not there or a file of it is not as it was written, and
     ConfigError for two names of one model, or names whose files would be one.
     """
-    found = [place(name) for name in names]
+    asked = [each for name in names for each in _asked(name)]
+    found, names = [each for each, _ in asked], [name for _, name in asked]
     sources = [Path(each.source).resolve() if Path(each.source).is_dir() else each.source for each in found]
     for at, source in enumerate(sources):
         if source in sources[:at]:
@@ -76,6 +66,19 @@ def places(names: Sequence[str]) -> list[Place]:
                 f"{folder}; rename one, or evaluate them apart"
             )
     return named
+
+
+def _asked(given: str) -> list[tuple[Place, str]]:
+    """The models of one argument, and what each was called there."""
+    name, source = named(given)
+    members = seeds_of_one(name, source)
+    if len(members) == 1:
+        found = place(members[0])
+        return [(found._replace(label=name or found.label), given)]
+    return [
+        (place(member)._replace(label=f"{name}/{label}", setting=name), member)
+        for label, member in zip(labels_of(members), members, strict=True)
+    ]
 
 
 def folder_name(label: str) -> str:
@@ -127,16 +130,4 @@ def load(found: Place, device: torch.device) -> Loaded:
     model, tokenizer = load_model(found.source), load_tokenizer(found.source)
     fingerprint = weights_sha256(model)
     nn.Module.to(model, device)
-    config = _config_sha256(model, tokenizer)
-    return Loaded(found, model, tokenizer, fingerprint, config, tokenizer_sha256(tokenizer))
-
-
-def _config_sha256(model: Any, tokenizer: Any) -> str:
-    """Of the config, and of the tokens that begin and end a text where other files say otherwise than it."""
-    kept = {key: value for key, value in model.config.to_dict().items() if key not in NOT_THE_MODEL}
-    if tokenizer.bos_token_id != kept.get("bos_token_id"):
-        kept["tokenizer.bos_token_id"] = tokenizer.bos_token_id
-    stop = getattr(model.generation_config, "eos_token_id", None)
-    if stop is not None and stop != kept.get("eos_token_id"):
-        kept["generation_config.eos_token_id"] = stop
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+    return Loaded(found, model, tokenizer, identity(fingerprint, model, tokenizer))

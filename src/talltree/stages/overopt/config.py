@@ -21,7 +21,7 @@ class Config:
     )
     proxy: str | None = option(None, "the reward that was optimised; null: that of the first run")
     judgements: str | None = option(
-        None, "gold people: .jsonl of judgements of these samples, exported from a study"
+        None, "gold people: the study folder in which these samples were judged, or what it exported"
     )
     model_name_or_path: str | None = option(
         None, "the reference, which best-of-n samples from; null: the model that the runs started from"
@@ -40,10 +40,23 @@ class Config:
         32, "largest n of best-of-n, from twice as many samples a prompt; 0: no best-of-n", low=0
     )
     max_completion_length: int | None = option(
-        None, "longest completion; null: that of the first run, else 96", unit="tokens", low=1
+        None, "longest completion; null: that of the runs, else 96", unit="tokens", low=1
     )
     temperature: float | None = option(
-        None, "logits are divided by this; null: that of the first run, else 1", above=0
+        None, "logits are divided by this; null: that of the runs, else 1", above=0
+    )
+    truncate_token: str | None = option(
+        None, "text of a token that ends a completion, as in rl; '': none does; null: as the runs do"
+    )
+    truncate_after: int | None = option(
+        None, "position, from 0, at which truncate_token begins to count; null: as the runs do, else 16",
+        unit="tokens", low=0,
+    )  # fmt: skip
+    missing_eos_penalty: float | None = option(
+        None,
+        "what proxy and gold are without the required end, as in rl; null: as in the runs, else -1 with "
+        "truncate_token and otherwise none",
+        unit="reward",
     )
     seed: int = option(0, "seed of the draws, the same for every checkpoint", low=0)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute; auto: cuda where there is one")

@@ -9,26 +9,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from talltree import checkpoint, rewards
+from talltree import checkpoint, rewards, yaml_text
 from talltree.config import resumed, to_dict
 from talltree.errors import RunError
 from talltree.evals.comparison import MANY_PROMPTS
-from talltree.interrupt import Interrupts
+from talltree.interrupt import EXIT_STATUS, Interrupts
 from talltree.models.load import compute_device
 from talltree.report import overoptimisation as page
-from talltree.run import Run, environment, refuse_used
-from talltree.stages import fresh
-from talltree.stages.fresh import Completion, Loaded
-from talltree.stages.overopt import curves, gold
+from talltree.run import CONFIG, Run, environment, refuse_used
+from talltree.stages import drawn, fresh
+from talltree.stages.fresh import Completion, Loaded, Sampling
+from talltree.stages.overopt import curves, gold, people
 from talltree.stages.overopt.config import PEOPLE, Config
-from talltree.stages.overopt.sources import BASE, Plan, Source, load_source, plan, require_start
+from talltree.stages.overopt.sources import BASE, Plan, Source, load_source, plan, require_whole
 
-DRAWN = "drawn"
 SAMPLES = "samples.jsonl"
+PAIRS = "pairs.jsonl"
 RESULT = "overopt.json"
-EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143}
 MAY_CHANGE = ("gold", "proxy", "judgements")
 """What a resume may ask for anew: the draws stay as they are and are scored again."""
 
@@ -52,21 +49,26 @@ def run(config: Config) -> None:
             config = replace(config, judgements=None)
     planned = plan(config)
     _check_rewards(config, planned)
+    reference = fresh.load(planned.reference, compute_device(config.device))
+    drawn.require_fit(reference, planned.prompts, planned.sampling)
+    if config.resume is None:
+        require_whole(planned.sources, reference)
     opening = (
         Run.create(folder, to_dict(config), environment())
         if config.resume is None and not folder.joinpath("config.yaml").is_file()
         else Run.resume(folder, _say)
     )
     with opening as made, Interrupts() as interrupts:
-        sampled = _drawn(planned, compute_device(config.device), made.folder, interrupts)
+        # What is asked for now is what the folder holds, and what the next resume goes on with.
+        checkpoint.write_file(folder / CONFIG, yaml_text.dump(to_dict(config)).encode())
+        sampled = _drawn(planned, reference, made.folder, interrupts)
         rows = [{"source": name, **row._asdict()} for name, each in sampled.items() for row in each]
         fresh.write_rows(folder / SAMPLES, rows)
         if config.gold == PEOPLE and config.judgements is None:
+            fresh.write_rows(folder / PAIRS, people.pairs_to_judge(sampled))
             made.write_summary({"stage": "overopt", "stop_reason": None, "waiting_for": "judgements"})
-            _say(
-                f"{len(rows)} samples are in {folder / SAMPLES}; have them judged (talltree annotate), then "
-                f"go on with talltree overopt --resume {folder} --judgements FILE.jsonl"
-            )
+            for line in _to_judge(folder):
+                _say(line)
             return
         content = _measured(config, planned, sampled)
         written = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -88,75 +90,82 @@ def run(config: Config) -> None:
 
 
 def _check_rewards(config: Config, planned: Plan) -> None:
-    """A misspelt reward is to show before an hour of sampling."""
+    """A misspelt reward, or judgements that are not there, are to show before an hour of sampling."""
     for spec in (planned.proxy, *([] if config.gold in (None, PEOPLE) else [str(config.gold)])):
         rewards.load(spec)
+    if config.judgements is not None:
+        people.read(config.judgements)
 
 
 # Sampling
 
 
 def _drawn(
-    planned: Plan, device: torch.device, folder: Path, interrupts: Interrupts
+    planned: Plan, reference: Loaded, folder: Path, interrupts: Interrupts
 ) -> dict[str, list[Completion]]:
-    """Completions by source, the reference first; a file for each, which a resume reads instead."""
-    names = [BASE, *(source.name for source in planned.sources)]
-    with checkpoint.disk_errors(folder):
-        (folder / DRAWN).mkdir(exist_ok=True)
-    files = {BASE: folder / DRAWN / f"{BASE}.jsonl"}
-    for each in planned.sources:
-        # A run that was rewound has another checkpoint of the same step: its manifest tells.
-        if not (each.folder / checkpoint.MANIFEST).is_file():
-            checkpoint.verify(each.folder)
-        digest = checkpoint.file_sha256(each.folder / checkpoint.MANIFEST)[:12]
-        files[each.name] = folder / DRAWN / f"{each.name.replace('/', '--')}-{digest}.jsonl"
-    if not all(path.is_file() for path in files.values()):
-        reference = fresh.load(planned.reference, device)
-        started: set[str] = set()
-        for number, source in enumerate([None, *planned.sources]):
-            name = BASE if source is None else source.name
-            if files[name].is_file():
-                continue
+    """Completions by source, the reference first; each is kept, and a resume reads it instead."""
+    kept = drawn.Kept(folder / drawn.DRAWN, _say)
+    identity = drawn.of_model(reference)
+    found: dict[str, list[Completion]] = {}
+    for number, source in enumerate([None, *planned.sources], 1):
+        name = BASE if source is None else source.name
+        sampling = _sampling(planned, source)
+        told = identity if source is None else {"manifest_sha256": _manifest(source)}
+        key = drawn.key_of(name, told, identity, planned.prompts, sampling)
+        completions = kept.read(key)
+        if completions is None:
             if interrupts.requested is not None:
                 _say(f"{interrupts.requested}: continue with talltree overopt --resume {folder}")
                 raise SystemExit(EXIT_STATUS[interrupts.requested])
             began = time.monotonic()
-            if source is not None and source.run not in started:
-                require_start(source, reference)
-                started.add(source.run)
-            completions = _draw(planned, source, reference, device)
-            fresh.write_rows(files[name], [row._asdict() for row in completions])
+            completions = _draw(planned, source, reference)
+            kept.write(key, completions)
             taken = time.monotonic() - began
-            _say(f"{number + 1} of {len(names)}: {name}, {len(completions)} completions in {taken:.1f} s")
-    return {name: fresh.read_completions(path) for name, path in files.items()}
+            total = 1 + len(planned.sources)
+            _say(f"{number} of {total}: {name}, {len(completions)} completions in {taken:.1f} s")
+        found[name] = completions
+    return found
 
 
-def _draw(planned: Plan, source: Source | None, reference: Loaded, device: torch.device) -> list[Completion]:
+def _manifest(source: Source) -> str:
+    """What tells a checkpoint: a run that was rewound has another one of the same step."""
+    if not (source.folder / checkpoint.MANIFEST).is_file():
+        checkpoint.verify(source.folder)
+    return checkpoint.file_sha256(source.folder / checkpoint.MANIFEST)
+
+
+def _sampling(planned: Plan, source: Source | None) -> Sampling:
+    """How a checkpoint is sampled; the reference writes more, for best-of-n."""
+    if source is not None:
+        return planned.sampling
+    many = max(2 * planned.best_of, planned.sampling.num_generations)
+    return planned.sampling._replace(num_generations=many)
+
+
+def _draw(planned: Plan, source: Source | None, reference: Loaded) -> list[Completion]:
+    sampling = _sampling(planned, source)
     if source is None:
-        many = max(2 * planned.best_of, planned.sampling.num_generations)
-        return fresh.draw(
-            reference, planned.prompts, planned.sampling._replace(num_generations=many), reference
-        )
-    loaded = load_source(source, device)
+        return fresh.draw(reference, planned.prompts, sampling, reference)
+    loaded = load_source(source, reference)
     fresh.require_same_tokens(loaded, reference)
-    return fresh.draw(loaded, planned.prompts, planned.sampling, reference)
+    return fresh.draw(loaded, planned.prompts, sampling, reference)
 
 
 # Measuring
 
 
 def _measured(config: Config, planned: Plan, sampled: Mapping[str, Sequence[Completion]]) -> dict[str, Any]:
-    proxy = gold.scored(planned.proxy, sampled, planned.prompts)
+    proxy = gold.scored(planned.proxy, sampled, planned.prompts, planned.missing_end)
     true = (
-        gold.scored(str(config.gold), sampled, planned.prompts)
+        gold.scored(str(config.gold), sampled, planned.prompts, planned.missing_end)
         if config.judgements is None
-        else gold.judged(config.judgements, sampled)
+        else people.judged(config.judgements, sampled)
     )
     found = [
         curves.run_curve(name, [each for each in planned.sources if each.run == name], sampled, proxy, true)
         for name in dict.fromkeys(source.run for source in planned.sources)
     ]
-    notes = _notes(sampled)
+    notes = [*_notes(sampled), *_ends(planned, sampled, is_gold_scored=config.judgements is None)]
     if planned.best_of and true.per_sample is None:
         notes.append("Best-of-n is left out: win rates say nothing of single samples; ratings would.")
     elif planned.best_of and true.per_sample is not None and proxy.per_sample is not None:
@@ -178,6 +187,8 @@ def _measured(config: Config, planned: Plan, sampled: Mapping[str, Sequence[Comp
         "samples": {name: len(each) for name, each in sampled.items()},
         "temperature": planned.sampling.temperature,
         "max_completion_length": planned.sampling.max_completion_length,
+        "cut": None if planned.sampling.cut is None else planned.sampling.cut._asdict(),
+        "missing_eos_penalty": planned.missing_end,
         "curves": [curves.as_json(curve, curves.fitted(curve)) for curve in found],
         "notes": notes,
     }
@@ -197,6 +208,36 @@ def _notes(sampled: Mapping[str, Sequence[Completion]]) -> list[str]:
         notes.append(f"Draws are what is resampled, so intervals hold for {these} and say nothing of others.")
     else:
         notes.append(f"Intervals are over {prompts} prompts.")
+    return notes
+
+
+def _to_judge(folder: Path) -> list[str]:
+    """How people come to judge the samples."""
+    new = "talltree annotate new STUDY"
+    return [
+        f"samples: {folder / SAMPLES}   pairs with the reference's: {folder / PAIRS}",
+        f"have them judged: {new} --kind pair --samples {folder / PAIRS} (win rates), or",
+        f"                  {new} --kind rating --samples {folder / SAMPLES} (ratings, best-of-n too)",
+        f"then: talltree overopt --resume {folder} --judgements STUDY",
+    ]
+
+
+def _ends(planned: Plan, sampled: Mapping[str, Sequence[Completion]], is_gold_scored: bool) -> list[str]:
+    """Where completions end and what one without its end is worth, in words."""
+    notes = []
+    cut = planned.sampling.cut
+    if cut is not None:
+        notes.append(f"A completion ends with the first {cut.token!r} at position {cut.after} or later.")
+    if planned.missing_end is not None:
+        every = [each for completions in sampled.values() for each in completions]
+        without = sum(not each.ended for each in every)
+        where = "proxy and gold" if is_gold_scored else "the proxy (people judged what they read)"
+        notes.append(
+            f"A completion without its required end is {planned.missing_end:g} in {where}, whatever a reward "
+            f"says: {without:,} of {len(every):,} here."
+        )
+        if planned.best_of and without:
+            notes.append("These tie, and with ties the KL of best-of-n is an upper bound.")
     return notes
 
 
