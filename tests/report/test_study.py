@@ -5,74 +5,22 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from talltree import cli, yaml_text
 from talltree.errors import RunError
 from talltree.evals.seeds import interval_words, over_seeds
-from talltree.report import study, study_charts, study_draw, study_facts, study_gallery
+from talltree.report import study, study_charts, study_draw, study_factors, study_facts, study_gallery
 
-EVIL = '<script>alert(1)</script> & \'so "on"'
-
-
-def outcome(reward: float, kl: float) -> dict[str, float]:
-    return {
-        "before.reward": 1.0, "before.distinct_2": 0.8, "after.reward": reward, "after.kl": kl,
-        "after.distinct_2": 0.5,
-    }  # fmt: skip
+from .made_study import ONE, TWO, fabricate
 
 
-def fabricate(
-    folder: Path, factors: dict[str, list[str]], seeds: int = 3, steps: int = 8, **changed: Any
-) -> Path:
-    """A study folder in which reward = 10 * place in the first factor + place in the second + seed."""
-    folder.mkdir(parents=True)
-    (folder / "study.yaml").write_text("chain: [{stage: rl}] # a < b")
-    names = list(factors)
-    levels = [(a, b) for a in factors[names[0]] for b in (factors[names[1]] if len(names) > 1 else [""])]
-    trials = []
-    for a, b in levels:
-        setting = {names[0]: a} | ({names[1]: b} if len(names) > 1 else {})
-        for seed in range(seeds):
-            name = ",".join([*(f"{key}={value}" for key, value in setting.items()), f"seed={seed}"])
-            reward = 10.0 * factors[names[0]].index(a) + seed
-            reward += factors[names[1]].index(b) if b else 0
-            kl = 2.0 * factors[names[0]].index(a) + 0.1 * seed
-            run = folder / "trials" / name / "rl"
-            run.mkdir(parents=True)
-            rows = [
-                {"step": step, "reward/mean": reward * step / steps, "kl/sequence": kl * step / steps}
-                for step in range(1, steps + 1)
-            ]
-            (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            for side, words in (("before", "a tree"), ("after", EVIL)):
-                stories = [
-                    {"prompt": "Once", "completion": f" {words} {at}", "reward": float(at), "kl": 0.5,
-                     "spans": [[0, 4]], "ended": True}
-                    for at in range(11)
-                ]  # fmt: skip
-                (run / f"{side}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in stories))
-            trials.append(
-                {"name": name, "setting": setting, "seed": seed, "state": "finished",
-                 "reason": "", "seconds": 60,
-                 "folders": {"rl": f"trials/{name}/rl"}, "outcomes": {"rl": outcome(reward, kl)}}
-            )  # fmt: skip
-    results = {
-        "study": "made up",
-        "chain": [{"link": "rl", "stage": "rl"}],
-        "factors": [{"name": name, "levels": each} for name, each in factors.items()],
-        "seeds": list(range(seeds)),
-        "trials": trials,
-        "settings": [],
-    } | changed
-    (folder / "results.json").write_text(json.dumps(results))
-    return folder
-
-
-ONE = {"kl.coef": ["0", "0.1"]}
-TWO = {"size": ["small", "middle", "large"], "kl.coef": ["0", "0.1", "1"]}
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what a page says: drawing its charts takes most of the time."""
+    for name in ("bands", "heat", "interaction", "frontier"):
+        monkeypatch.setattr(study_draw, name, lambda *_: "")
 
 
 def page(folder: Path) -> str:
@@ -102,10 +50,19 @@ def test_a_curve_is_the_mean_over_seeds_and_ends_with_the_first_that_ends(tmp_pa
     curve = study_facts.curve(second, "reward/mean")
     assert curve is not None and curve.steps == [1, 2, 3, 4, 5, 6]
     # Rewards 10 and 11 at the last of 8 steps: at step 4 they are 5 and 5.5.
-    assert (curve.mean[3], curve.low[3], curve.high[3], curve.kind) == (5.25, 5, 5.5, "range")
+    assert (curve.mean[3], curve.low[3], curve.high[3]) == (5.25, 5, 5.5)
     whole = study_facts.curve(first, "reward/mean")
     assert whole is not None and whole.steps[-1] == 8
     assert study_facts.curve(first, "loss/train") is None
+
+
+def test_a_band_goes_no_further_than_the_seeds(tmp_path: Path) -> None:
+    three, one = (study_facts.read(fabricate(tmp_path / str(n), ONE, seeds=n)).settings[1] for n in (3, 1))
+    # Rewards 10, 11 and 12 at the last of 8 steps; a t interval would reach from 8.5 to 13.5.
+    found = [study_facts.curve(each, "reward/mean") for each in (three, one)]
+    assert found[0] is not None and (found[0].mean[7], found[0].low[7], found[0].high[7]) == (11, 10, 12)
+    assert found[1] is not None and (found[1].mean[7], found[1].low, found[1].high) == (10, [], [])
+    assert study_charts._limits([found[0]], False) == pytest.approx((10 / 8 - 0.43, 12 + 0.43))
 
 
 def test_the_frontier_are_the_settings_that_no_other_beats(tmp_path: Path) -> None:
@@ -114,7 +71,7 @@ def test_the_frontier_are_the_settings_that_no_other_beats(tmp_path: Path) -> No
     for trial, (reward, kl) in zip(results["trials"], [(5, 1), (5, 2), (7, 4), (6, 5)], strict=True):
         trial["outcomes"]["rl"] |= {"after.reward": reward, "after.kl": kl}
     (folder / "results.json").write_text(json.dumps(results))
-    found = study_charts.points(study_facts.read(folder))
+    found = study_charts.points(study_facts.read(folder).settings)
     assert [point.is_chosen for point in found] == [True, False, True, False]
 
 
@@ -134,24 +91,6 @@ def test_a_best_that_may_be_chance_is_called_so(
     assert ("the order may be chance" in words) == said
 
 
-def test_heat_maps_average_over_seeds(tmp_path: Path) -> None:
-    facts = study_facts.read(fabricate(tmp_path / "s", TWO))
-    reward, *_ = study_charts.heat_maps(facts)
-    # 10 * place + place + mean of the seeds 0, 1, 2
-    assert (
-        "middle, 1: 13.0" in reward.alt
-        and "small, 0: 1.00" in reward.alt
-        and "large, 0.1: 22.0" in reward.alt
-    )
-
-
-def test_interactions_show_before_and_after_of_each_level(tmp_path: Path) -> None:
-    found = study_charts.interactions(study_facts.read(fabricate(tmp_path / "s", TWO)))
-    titles = [chart.title for chart in found]
-    assert titles[:3] == ["Reward, kl.coef 0", "Reward, kl.coef 0.1", "Reward, kl.coef 1"]
-    assert "small: before 1.00, after 2.00; middle: before 1.00, after 12.0;" in found[1].alt
-
-
 def test_a_study_of_the_loop_shows_the_figures_of_its_rounds(tmp_path: Path) -> None:
     folder = fabricate(tmp_path / "s", TWO)
     results = json.loads((folder / "results.json").read_text())
@@ -167,7 +106,7 @@ def test_a_study_of_the_loop_shows_the_figures_of_its_rounds(tmp_path: Path) -> 
         "Reward model's accuracy", "Reward by its own model",
     ]  # fmt: skip
     assert "Highest reward model's accuracy: large" in study._verdict(facts)[1]
-    first = study_charts.interactions(facts)[0]
+    first = study_factors.interactions(facts)[0].charts[0]
     assert "small: before 0.500, after 1.00; middle: before 0.500, after 2.00;" in first.alt
 
 
@@ -185,6 +124,7 @@ def test_the_clock_is_no_outcome(tmp_path: Path) -> None:
     [
         (ONE, [""], [2]),
         (TWO, ["small", "middle", "large"], [3, 3, 3]),
+        ({"size": ["small", "large"], "kl.coef": ["0", "1"]}, ["small", "large"], [2, 2]),
         ({"kl.coef": [str(at) for at in range(6)]}, [f"kl.coef {at}" for at in range(6)], [1] * 6),
     ],
 )
@@ -209,6 +149,7 @@ def test_labels_at_line_ends_keep_their_distance() -> None:
 # --- the page ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_says_what_was_found_and_how_sure_that_is(tmp_path: Path) -> None:
     text = page(fabricate(tmp_path / "s", ONE))
     assert "All 6 trials finished: 2 settings, 3 seeds each." in text
@@ -218,12 +159,14 @@ def test_the_page_says_what_was_found_and_how_sure_that_is(tmp_path: Path) -> No
     assert "seed, so no interval" not in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_seed_says_so(tmp_path: Path) -> None:
     text = page(fabricate(tmp_path / "s", ONE, seeds=1))
     assert "One seed a setting: differences may be chance" in text
     assert "one seed, so no interval" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_failed_and_given_up_trials_are_named_with_their_reasons(tmp_path: Path) -> None:
     folder = fabricate(tmp_path / "s", ONE)
     results = json.loads((folder / "results.json").read_text())
@@ -261,6 +204,18 @@ def test_stories_stand_side_by_side_from_the_same_prompt(tmp_path: Path) -> None
     assert '<span class="prompt"><mark>Once</mark></span> a tree 5' in study_gallery.html(shelves[0])
 
 
+def test_each_model_that_settings_start_from_is_shown_before(tmp_path: Path) -> None:
+    sizes = {"size": ["small", "large"], "kl.coef": ["0", "1"]}
+    folder = fabricate(
+        tmp_path / "s", sizes, 1, config=lambda setting: {"model_name_or_path": setting["size"]}
+    )
+    shelves = study_gallery.shelves(study_facts.read(folder))
+    assert [label for label, _ in shelves[0].cards] == [
+        "Before: small", "Before: large", "small, kl.coef 0", "small, kl.coef 1", "large, kl.coef 0",
+        "large, kl.coef 1",
+    ]  # fmt: skip
+
+
 def test_several_prompts_have_a_shelf_each(tmp_path: Path) -> None:
     folder = fabricate(tmp_path / "s", ONE, seeds=1)
     for path in folder.glob("trials/*/rl/*.jsonl"):
@@ -274,7 +229,7 @@ def test_several_prompts_have_a_shelf_each(tmp_path: Path) -> None:
 
 
 def test_the_command_writes_the_page_of_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = fabricate(tmp_path / "s", ONE)
+    folder = fabricate(tmp_path / "s", ONE, seeds=1)
     assert cli.main(["report", str(folder)]) == 0
     assert "report.html" in capsys.readouterr().out
     assert (folder / "report.html").read_text().startswith("<!doctype html>")

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from rich.console import Console
 
 from talltree import cli, yaml_text
 from talltree.run import LOCK
-from talltree.stages.sweep import state
+from talltree.stages.sweep import engines, state, trials
+from talltree.stages.sweep.study import read
 from talltree.stages.sweep.view import Line, panel
-from talltree.stages.sweep.work import _with_port
+from talltree.stages.sweep.work import Place, _with_port, begin
 
 from .fakes import install, is_alive
 
@@ -154,6 +156,46 @@ def test_a_failed_trial_is_reported_and_stops_no_other(
     assert study.run() == 0
     assert log.read_text().count("the tree fell") == 1
     assert study.states()["fail=error,seed=0"] == "finished"
+
+
+def test_a_worker_that_dies_again_and_again_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where memory runs out on a machine of a cluster, Ray ends workers and starts their tasks for ever."""
+    study = Made(tmp_path, grid={"level": [1]})
+    (job,) = trials.make(read(str(study.file)), study.out, {"level": "1"}, {"level": 1})[0].jobs
+    job.folder.parent.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    state.write_state(job, state.State("running", starts=4))
+    found = engines._on_worker(job, str(tmp_path), str(study.out), 1, 4)
+    assert (found.status, found.starts) == ("failed", 4)
+    assert found.reason.startswith(
+        "its Ray worker died 4 times, out of memory perhaps: run fewer at once, or"
+    )
+    assert not job.folder.exists()
+    # One start is left: the job runs; and what has finished stays finished, however often it was started.
+    for _ in range(2):
+        assert engines._on_worker(job, str(tmp_path), str(study.out), 1, 5).status == "finished"
+    assert (job.folder / "started").read_text() == "x"
+
+
+def test_a_run_that_ends_while_its_folder_is_another_process_s_is_finished(tmp_path: Path) -> None:
+    study = Made(tmp_path)
+    (job,) = trials.make(read(str(study.file)), study.out, {}, {})[0].jobs
+    (job.folder / "checkpoints" / "step-2").mkdir(parents=True)
+    state.write_state(job, state.State("running", starts=1))
+    held = (job.folder / LOCK).open("w")
+    fcntl.flock(held, fcntl.LOCK_EX)
+
+    def end() -> None:
+        (job.folder / "summary.json").write_text('{"stop_reason": "done"}')
+        held.close()
+
+    ending = threading.Timer(0.3, end)
+    ending.start()
+    found = begin(job, Place(1, {})).poll()
+    ending.join()
+    assert found is not None and (found.status, found.starts) == ("finished", 1)
 
 
 def test_a_failed_link_fails_its_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

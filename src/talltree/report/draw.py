@@ -235,10 +235,10 @@ def bins(values: np.ndarray) -> np.ndarray:
     return np.linspace(low, high, 31)
 
 
-def svg(paint: Callable[[Axes], None]) -> str:
-    """One chart in the house's style as inline SVG, the same bytes for the same data."""
+def svg(paint: Callable[[Axes], None], size: tuple[float, float] = SIZE) -> str:
+    """One chart of this size, in inches, in the house's style as inline SVG: same data, same bytes."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         paint(figure.add_subplot())
         buffer = io.StringIO()

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from talltree.report.draw import FONT, GRID, INK, LEAF, MUTED, READER_FONTS, SEVERAL, STOP, STYLE
+from talltree.report.draw import INK, LEAF, MUTED, SEVERAL, STOP, svg
 
 LONGEST_LABEL = 44
 
@@ -102,14 +98,3 @@ def _points(axes: Axes, series: Series, colour: str, marker: str, label: str) ->
 
 def _short(label: str) -> str:
     return label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…"
-
-
-def svg(paint: Callable[[Axes], None], size: tuple[float, float]) -> str:
-    """A chart of intervals of this size (inches) as inline SVG."""
-    with mpl.rc_context({**STYLE, "grid.color": GRID}):
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasSVG(figure)
-        paint(figure.add_subplot())
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue().replace(f"'{FONT}'", READER_FONTS)

@@ -9,11 +9,13 @@ from pathlib import Path
 from talltree import checkpoint
 from talltree.evals.seeds import OverSeeds, interval_words
 from talltree.report import study_charts as charts
+from talltree.report import study_dial as dial
+from talltree.report import study_factors as factors
 from talltree.report import study_gallery as gallery
-from talltree.report.charts import Chart
 from talltree.report.frame import frame
-from talltree.report.html import folded, section, svg_image, table, text
+from talltree.report.html import folded, section, table, text
 from talltree.report.page import Written, require_free
+from talltree.report.study_cells import cell, figures, heading, kept
 from talltree.report.study_facts import Setting, StudyFacts, is_study, read, short
 from talltree.report.words import duration, number
 
@@ -36,8 +38,11 @@ def write(folder: str | Path, output: str | Path | None) -> Written:
 
 def build(facts: StudyFacts, shelves: Sequence[gallery.Shelf]) -> str:
     """The whole page as HTML."""
-    parts = [("results", "Results", _results(facts)), ("curves", "Curves", _curves(facts))]
-    parts += [("factors", "Factors", factors)] if (factors := _factors(facts)) else []
+    parts = [("results", "Results", _results(facts))]
+    if budgets := dial.budgets(facts):
+        parts += [("dial", "KL budgets", dial.section(facts, budgets))]
+    parts += [("curves", "Curves", _curves(facts))]
+    parts += [("factors", "Factors", found)] if (found := _factors(facts)) else []
     parts += [("stories", "Stories", _stories(shelves)), ("trials", "Trials", _trials(facts))]
     body = "\n".join(section(identifier, title, content) for identifier, title, content in parts)
     links = [(identifier, title) for identifier, title, _ in parts]
@@ -60,25 +65,35 @@ def _verdict(facts: StudyFacts) -> list[str]:
               if states[name]]  # fmt: skip
     if others:
         sentences.append(f"{' and '.join(others)}; why stands under Trials.".capitalize())
-    first = charts.measures(facts)[0] if charts.measures(facts) else None
-    known = [
-        (found, each) for each in facts.settings if first and (found := each.outcome(first.key)) is not None
-    ]
-    if first is None or not known:
+    best = [words for title, group in charts.by_reward(facts).items() for words in _best(facts, title, group)]
+    if not best:
         return [*sentences, "Nothing is measured yet."]
-    is_less_better = "loss" in first.key or "bits" in first.key
-    best, setting = (min if is_less_better else max)(known, key=lambda pair: pair[0].mean)
-    value, interval = charts.write(first, best)
-    words = f"{'Lowest' if is_less_better else 'Highest'} {first.title.lower()}: {setting.label}, {value}"
-    words += f" ({interval}, {interval_words([best.kind])})" if interval else ""
-    if (kl := setting.outcome("after.kl")) is not None and first.key != "after.kl":
-        words += f", at {number(kl.mean)} nats of KL a sequence"
-    sentences.append(words + ".")
-    if any(_overlap(best, other) for other, _ in known if other is not best):
-        sentences.append("Other settings' intervals overlap with it, so the order may be chance.")
+    sentences += best
+    if budgets := dial.budgets(facts):
+        sentences.append(dial.claim(budgets)[0])
     if seeds == 1:
         sentences.append("One seed a setting: differences may be chance, and no interval says otherwise.")
     return sentences
+
+
+def _best(facts: StudyFacts, title: str, group: Sequence[Setting]) -> list[str]:
+    """The best setting of those with one reward, and whether that may be chance; nothing if none has one."""
+    measure = next(iter(charts.measures(facts)), None)
+    known = [(found, each) for each in group if measure and (found := each.outcome(measure.key)) is not None]
+    if measure is None or not known:
+        return []
+    is_less_better = "loss" in measure.key or "bits" in measure.key
+    best, setting = (min if is_less_better else max)(known, key=lambda pair: pair[0].mean)
+    value, interval = charts.write(measure, charts.within(measure, best) or best)
+    words = f"{'Lowest' if is_less_better else 'Highest'} {measure.title.lower()}"
+    words += f" with {title}" if title else ""
+    words += f": {setting.label}, {value}" if setting.label != title else f": {value}"
+    words += f" ({interval}, {interval_words([best.kind])})" if interval else ""
+    if (kl := setting.outcome("after.kl")) is not None and measure.key != "after.kl":
+        words += f", at {number(kl.mean)} nats of KL a sequence"
+    if any(_overlap(best, other) for other, _ in known if other is not best):
+        words += "; other settings' intervals overlap with it, so the order may be chance"
+    return [f"{words}."]
 
 
 def _overlap(one: OverSeeds, other: OverSeeds) -> bool:
@@ -100,29 +115,21 @@ def _results(facts: StudyFacts) -> str:
         for one in measures
         if (found := each.outcome(one.key)) is not None
     ]
-    header = ["Setting", "Seeds"]
-    header += [f'{_kept(one.title)}<br><span class="unit">{_kept(one.unit)}</span>' for one in measures]
-    rows = [[_kept(each.label), str(len(each.finished)), *_cells(each, measures)] for each in facts.settings]
+    header = ["Setting", "Seeds", *(heading(one.title, one.unit) for one in measures)]
+    rows = [
+        [
+            kept(each.label),
+            str(len(each.finished)),
+            *(cell(charts.within(one, each.outcome(one.key)), charts.word(one)) for one in measures),
+        ]
+        for each in facts.settings
+    ]
     caption = f"Outcomes of each setting on fresh samples of its last stage; {interval_words(kinds)}"
-    frontier = charts.frontier(facts)
-    settings = table(caption, header, rows)
-    if frontier is None:
+    settings, frontiers = table(caption, header, rows), charts.frontiers(facts)
+    if not frontiers:
         return settings
-    head = f'<h3>{text(frontier.title)} <span class="unit">{text(frontier.caption)}</span></h3>'
-    return settings + head + _figures([frontier._replace(title="", caption="")], "wide")
-
-
-def _cells(setting: Setting, measures: Sequence[charts.Measure]) -> list[str]:
-    cells = []
-    for one in measures:
-        value, interval = charts.write(one, setting.outcome(one.key))
-        cells.append(_kept(value) + (f'<br><span class="unit">{_kept(interval)}</span>' if interval else ""))
-    return cells
-
-
-def _kept(words: str) -> str:
-    """Short words on one line; the table scrolls where it is too wide."""
-    return text(words).replace(" ", "\u00a0") if len(words) <= 28 else text(words)
+    note = "filled: no other setting earns more for less; small dots are seeds, fresh samples"
+    return settings + f'<h3>Reward for KL <span class="unit">{note}</span></h3>' + figures(frontiers, "wide")
 
 
 # Curves and factors
@@ -132,40 +139,38 @@ def _curves(facts: StudyFacts) -> str:
     found = list(charts.curves(facts))
     if not found:
         return '<p class="missing">No trial has measured two steps yet.</p>'
+    grey = " Grey: the other settings." if any(panel.behind for panel in charts.panels(facts)) else ""
     note = (
-        '<p class="intro">A line is the mean over the seeds of a setting, its band the interval; it ends '
-        "where the first of them ends. Panels of one metric share their scale.</p>"
+        '<p class="intro">A line is the mean over the seeds of a setting, its band reaches from the lowest '
+        "to the highest seed; it ends where the first of them ends. Panels of one metric share their "
+        f"scale.{grey}</p>"
     )
     if all(len(drawn) == 1 for _, _, drawn in found):
-        return note + _figures([drawn[0]._replace(caption=words) for _, words, drawn in found])
+        return note + figures([drawn[0]._replace(caption=words) for _, words, drawn in found])
     for measure, words, drawn in found:
-        note += (
-            f'<h3>{text(measure.title)} <span class="unit">{text(measure.unit)}; {text(words)}</span></h3>'
-        )
-        note += _figures(drawn)
+        unit = "; ".join(each for each in (measure.unit, words) if each)
+        note += f'<h3>{text(measure.title)} <span class="unit">{text(unit)}</span></h3>'
+        note += figures(drawn)
     return note
 
 
 def _factors(facts: StudyFacts) -> str:
-    maps, lines = charts.heat_maps(facts), charts.interactions(facts)
+    maps, lines = factors.heat_maps(facts), factors.interactions(facts)
     if not maps and not lines:
         return ""
-    words = '<p class="intro">Means over seeds and over the factors that a chart does not name.</p>'
-    content = words + (_figures(maps) if maps else "")
-    return content + (f"<h3>Interactions</h3>{_figures(lines)}" if lines else "")
+    words = "Means over seeds, intervals as bars. Panels of one outcome share their scale."
+    return f'<p class="intro">{words}</p>{_groups("Heat maps", maps)}{_groups("Interactions", lines)}'
 
 
-def _figures(drawn: Sequence[Chart], kind: str = "") -> str:
-    figures = "".join(
-        f"<figure>{_caption(chart)}{svg_image(chart.svg, chart.alt)}</figure>" for chart in drawn
+def _groups(title: str, groups: Sequence[factors.Group]) -> str:
+    """Each group under a heading of its own, or, where each has but one chart, all side by side."""
+    if groups and all(len(group.charts) == 1 for group in groups):
+        alone = [each.charts[0]._replace(title=each.title, caption=each.note) for each in groups]
+        return f"<h3>{text(title)}</h3>{figures(alone)}"
+    return "".join(
+        f'<h3>{text(group.title)} <span class="unit">{text(group.note)}</span></h3>{figures(group.charts)}'
+        for group in groups
     )
-    return f'<div class="charts {kind}">{figures}</div>'
-
-
-def _caption(chart: Chart) -> str:
-    if not chart.title:
-        return ""
-    return f"<figcaption><strong>{text(chart.title)}</strong> {text(chart.caption)}</figcaption>"
 
 
 # Stories and trials

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from talltree.report.draw import FONT, GRID, INK, LEAF, MUTED, READER_FONTS, SIZE, STYLE
+from talltree.evals.seeds import OverSeeds
+from talltree.report.draw import INK, LEAF, MUTED, svg
 from talltree.report.study_facts import Curve
+from talltree.report.words import number as plain
 
 COLOURS = (LEAF, "#c07b1e", "#3d6c9e", "#8a4a7d")
 """As many lines as one panel holds; more settings get a panel each."""
 FAINT = "#c9cdc3"
+WIDE = (4.6, 3.3)
+LETTER, HALF_LINE = 0.0173, 0.032
+"""Width of a letter and half the height of a line of WIDE's labels, in parts of its axes."""
 HEAT = LinearSegmentedColormap.from_list("heat", ["#f3f4ea", "#b9d39a", "#5d9a50", "#1f5a3a"])
 
 
@@ -52,8 +53,12 @@ def bands(
     is_share: bool,
     y_range: tuple[float, float] | None,
     x_end: int,
+    asked: Sequence[float] = (),
 ) -> str:
-    """Means with bands over seeds, each line named at its end; `behind`, in grey, other panels' lines."""
+    """Means with their bands over seeds, each line named at its end; `behind`, in grey, other panels' lines.
+
+    asked: one value a curve that it was meant to reach, drawn dashed in its colour.
+    """
 
     def paint(axes: Axes) -> None:
         for curve in behind:
@@ -63,6 +68,8 @@ def bands(
                 axes.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
             marker = "o" if len(curve.steps) < 12 else ""
             axes.plot(curve.steps, curve.mean, color=colour, linewidth=1.7, marker=marker, markersize=3)
+        for place, colour in zip(asked, COLOURS, strict=False):
+            axes.axhline(place, color=colour, linewidth=1.0, linestyle=(0, (4, 2.5)), zorder=1.2)
         axes.set_xlabel("step")
         axes.set_ylabel(y)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
@@ -135,7 +142,7 @@ def frontier(points: Sequence[Point], base: tuple[float, float] | None, reward: 
         axes.margins(x=0.16, y=0.14)
         _name_points(axes, points)
 
-    return svg(paint, (5.6, 3.5))
+    return svg(paint, WIDE)
 
 
 def _name_points(axes: Axes, points: Sequence[Point]) -> None:
@@ -147,6 +154,8 @@ def _name_points(axes: Axes, points: Sequence[Point]) -> None:
         return (point[0] - left) / (right - left), (point[1] - low) / (high - low)
 
     taken = [(x - 0.01, y - 0.015, x + 0.01, y + 0.015) for x, y in (place(each.mean) for each in points)]
+    seeds = [place(each) for point in points for each in zip(point.kl, point.reward, strict=True)]
+    taken += [(x - 0.006, y - 0.01, x + 0.006, y + 0.01) for x, y in seeds]
     chosen = sorted(place(point.mean) for point in points if point.is_chosen)
     for (a, b), (c, d) in zip(chosen, chosen[1:], strict=False):
         along = [(a + part * (c - a), b + part * (d - b)) for part in np.linspace(0, 1, 20)]
@@ -155,7 +164,7 @@ def _name_points(axes: Axes, points: Sequence[Point]) -> None:
         x, y = place(point.mean)
         label = short_label(point.label, 30)
         box, at = min(
-            ((_label_box(x, y, 0.0142 * len(label), dx, dy), (dx, dy)) for dx, dy in AROUND),
+            ((_label_box(x, y, LETTER * len(label), dx, dy), (dx, dy)) for dx, dy in AROUND),
             key=lambda found: sum(_overlap(found[0], other) for other in (*taken, *OUTSIDE)),
         )
         taken.append(box)
@@ -177,7 +186,7 @@ Box = tuple[float, float, float, float]
 
 def _label_box(x: float, y: float, width: float, dx: float, dy: float) -> Box:
     start = x + dx if dx > 0 else x + dx - width
-    return start, y + dy - 0.03, start + width, y + dy + 0.03
+    return start, y + dy - HALF_LINE, start + width, y + dy + HALF_LINE
 
 
 def _overlap(one: Box, other: Box) -> float:
@@ -186,19 +195,51 @@ def _overlap(one: Box, other: Box) -> float:
     return wide * tall if wide > 0 and tall > 0 else 0.0
 
 
+def dial(points: Sequence[tuple[float, Sequence[float], OverSeeds]], limits: tuple[float, float]) -> str:
+    """Reached against asked on logarithmic axes: (asked, its seeds, their mean), and the line of equality."""
+
+    def paint(axes: Axes) -> None:
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.plot(limits, limits, color=MUTED, linewidth=1.0, linestyle=(0, (4, 2.5)), zorder=1.5)
+        for asked, seeds, mean in points:
+            if mean.low is not None and mean.high is not None:
+                low = max(mean.low, limits[0])
+                axes.plot([asked, asked], [low, mean.high], color=LEAF, linewidth=1.6, alpha=0.5, zorder=2)
+            axes.plot([asked * 1.05] * len(seeds), seeds, "o", color=LEAF, markersize=3, alpha=0.6, zorder=3)
+            axes.plot([asked], [mean.mean], "o", color=LEAF, markersize=6, zorder=4)
+            axes.annotate(
+                plain(mean.mean), (asked, mean.mean), xytext=(-6, 5), textcoords="offset points",
+                fontsize=8.5, color=INK, ha="right", zorder=5,
+            )  # fmt: skip
+        axes.set_xlim(*limits)
+        axes.set_ylim(*limits)
+        places = sorted({asked for asked, *_ in points})
+        axes.set_xticks(places, [f"{each:g}" for each in places])
+        axes.set_yticks(places, [f"{each:g}" for each in places])
+        axes.minorticks_off()
+        axes.set_xlabel("KL asked (nats / sequence)")
+        axes.set_ylabel("reached")
+
+    return svg(paint)
+
+
 def heat(
     rows: Sequence[str],
     columns: Sequence[str],
     cells: Sequence[Sequence[float | None]],
     words: Sequence[Sequence[str]],
     axes_names: tuple[str, str],
+    limits: tuple[float, float],
 ) -> str:
-    """A value at each pair of levels, coloured and written out; a pair that was not run is left white."""
+    """A value at each pair of levels, coloured and written out; a pair that was not run is left white.
+
+    limits: the values of the lightest and the darkest colour.
+    """
 
     def paint(axes: Axes) -> None:
         numbers = np.array([[np.nan if cell is None else cell for cell in row] for row in cells], dtype=float)
-        known = numbers[np.isfinite(numbers)]
-        low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+        low, high = limits
         axes.pcolormesh(numbers, cmap=HEAT, vmin=low, vmax=high, edgecolors="white", linewidth=2)
         middle = low + 0.62 * (high - low)
         for at, row in enumerate(cells):
@@ -263,14 +304,3 @@ def interaction(
             )  # fmt: skip
 
     return svg(paint)
-
-
-def svg(paint: Callable[[Axes], None], size: tuple[float, float] = SIZE) -> str:
-    """One chart in the house's style."""
-    with mpl.rc_context({**STYLE, "grid.color": GRID}):
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasSVG(figure)
-        paint(figure.add_subplot())
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue().replace(f"'{FONT}'", READER_FONTS)

@@ -7,16 +7,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
+from talltree import yaml_text
 from talltree.errors import RunError
 from talltree.evals.seeds import OverSeeds, over_seeds
 from talltree.report.draw import moving_mean
+from talltree.report.facts import value
+from talltree.run import CONFIG, METRICS, metrics_so_far
 
 RESULTS = "results.json"
 STUDY = "study.yaml"
 
 
 class Trial(NamedTuple):
-    """A trial with the metrics of its last link."""
+    """A trial with the resolved config and the metrics of its last link; no config before that has begun."""
 
     name: str
     setting: Mapping[str, str]
@@ -26,6 +31,7 @@ class Trial(NamedTuple):
     seconds: float
     folder: Path
     outcomes: Mapping[str, float]
+    config: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
 
 
@@ -47,14 +53,16 @@ class Setting(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A metric over the steps, mean and interval over seeds; low and high are empty for one seed."""
+    """A metric over the steps: the mean over seeds, the lowest and the highest seed; these empty for one.
+
+    No interval of the mean: while seeds change over one by one, that of three goes far beyond all of them.
+    """
 
     label: str
     steps: list[int]
     mean: list[float]
     low: list[float]
     high: list[float]
-    kind: str
 
 
 class StudyFacts(NamedTuple):
@@ -105,12 +113,41 @@ def read(folder: str | Path) -> StudyFacts:
             seconds=row["seconds"],
             folder=where,
             outcomes=row["outcomes"].get(last, {}),
-            rows=metrics_rows(where / "metrics.jsonl"),
+            config=_config(where / CONFIG),
+            rows=metrics_so_far(where / METRICS),
         )
         settings[key] = setting._replace(trials=[*setting.trials, trial])
     return StudyFacts(
         path, found["study"], text, found["chain"], factors, found["seeds"], list(settings.values())
     )
+
+
+def _config(path: Path) -> Mapping[str, Any]:
+    try:
+        found = yaml_text.Loader(path.read_text(encoding="utf-8")).get_single_data()
+    except FileNotFoundError:
+        return {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    return found if isinstance(found, Mapping) else {}
+
+
+def decided_by(facts: StudyFacts, key: str) -> list[str]:
+    """The factors that decide an option of the last link: each level fixes it, and not all levels alike."""
+    found = []
+    for factor, levels in facts.factors.items():
+        values = {
+            level: {
+                json.dumps(value(trial.config, key))
+                for trial in facts.trials
+                if trial.config and trial.setting.get(factor) == level
+            }
+            for level in levels
+        }
+        known = [each for each in values.values() if each]
+        if all(len(each) == 1 for each in known) and len(set().union(*known)) > 1:
+            found.append(factor)
+    return found
 
 
 def setting_label(levels: Mapping[str, str], factors: Mapping[str, Any]) -> str:
@@ -136,23 +173,6 @@ def _is_bare(level: str) -> bool:
     return True
 
 
-def metrics_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; none if there is none, and what is torn is left out."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
-
-
 def curve(setting: Setting, key: str, window: int = 1) -> Curve | None:
     """A metric of a setting over its seeds, each first smoothed over `window` steps.
 
@@ -164,13 +184,12 @@ def curve(setting: Setting, key: str, window: int = 1) -> Curve | None:
     if not series:
         return None
     steps = sorted(set.intersection(*(set(each) for each in series)))
-    found = [over_seeds([each[step] for each in series]) for step in steps]
+    found = [[each[step] for each in series] for step in steps]
     if not found:
         return None
-    has_band = len(series) > 1
-    low = [each.low for each in found if each.low is not None] if has_band else []
-    high = [each.high for each in found if each.high is not None] if has_band else []
-    return Curve(setting.label, steps, [each.mean for each in found], low, high, found[0].kind)
+    banded = found if len(series) > 1 else []
+    means = [sum(values) / len(values) for values in found]
+    return Curve(setting.label, steps, means, [min(each) for each in banded], [max(each) for each in banded])
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str, window: int) -> dict[int, float]:

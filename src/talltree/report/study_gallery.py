@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 from talltree.report.gallery import KINDS
 from talltree.report.html import text
-from talltree.report.study_facts import StudyFacts, stories
+from talltree.report.study_facts import StudyFacts, decided_by, setting_label, stories
 from talltree.report.words import nats, number
 
 PROMPTS = 4
+STARTS = ("model_name_or_path", "reward")
+"""Options that make settings differ before training."""
 LONGEST = 1200
 """Characters of a story that are shown."""
 
@@ -25,17 +27,23 @@ class Shelf(NamedTuple):
 
 
 def shelves(facts: StudyFacts) -> list[Shelf]:
-    """Rows of stories after training, and one before, all from fresh samples of each setting's first seed.
+    """Rows of stories before and after training, all from fresh samples of each setting's first seed.
+
+    Before: once for each model that settings start from, and for each reward, which the story is scored by.
 
     Several prompts: up to PROMPTS of those that every setting has, each with its story of median reward. One
     prompt: its typical, good and weak story.
     """
-    pools: list[tuple[str, list[Mapping[str, Any]]]] = []
+    first: dict[str, list[Mapping[str, Any]]] = {}
+    after: list[tuple[str, list[Mapping[str, Any]]]] = []
+    deciding = {name: None for key in STARTS for name in decided_by(facts, key)}
     for setting in facts.settings:
         if setting.finished and (rows := stories(setting.finished[0], "after")):
-            if not pools and (before := stories(setting.finished[0], "before")):
-                pools.append(("Before: the model as it came", before))
-            pools.append((setting.label, rows))
+            start = setting_label(setting.levels, deciding) if deciding else "the model as it came"
+            if start not in first and (before := stories(setting.finished[0], "before")):
+                first[start] = before
+            after.append((setting.label, rows))
+    pools = [(f"Before: {start}", rows) for start, rows in first.items()] + after
     if not pools:
         return []
     prompts = _shared([rows for _, rows in pools])

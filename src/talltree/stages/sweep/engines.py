@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from talltree.errors import ConfigError, RunError
+from talltree.stages.process import SMALLER
 from talltree.stages.sweep.config import Config
 from talltree.stages.sweep.state import State, state_of, write_state
 from talltree.stages.sweep.trials import Job
@@ -16,6 +17,9 @@ from talltree.stages.sweep.work import Place, Work, begin, local_threads
 
 RETRIES = 3
 """How often Ray starts a job again whose worker or machine died; each start goes on from the checkpoint."""
+
+
+DIED = f"its Ray worker died {RETRIES + 1} times, out of memory perhaps"
 
 
 class Engine(Protocol):
@@ -91,8 +95,9 @@ class Cluster:
         return self._jobs - len(self._running)
 
     def start(self, job: Job) -> None:
-        here = str(Path.cwd())
-        self._running[self._task.remote(job, here, str(self._folder), self._threads)] = job
+        last = state_of(job).starts + RETRIES + 1
+        task = self._task.remote(job, str(Path.cwd()), str(self._folder), self._threads, last)
+        self._running[task] = job
 
     def poll(self) -> list[tuple[Job, State]]:
         self._require_head()
@@ -106,8 +111,8 @@ class Cluster:
         try:
             return job, State(*self._ray.get(reference))
         except self._ray.exceptions.RayError as error:
-            reason = f"its Ray worker died {RETRIES + 1} times: {' '.join(str(error).split())[:200]}"
-            state = state_of(job)._replace(status="failed", reason=reason)
+            reason = " ".join(str(error).split())[:200]
+            state = state_of(job)._replace(status="failed", reason=f"{DIED}: {reason}")
             write_state(job, state)
             return job, state
 
@@ -132,16 +137,22 @@ def engine_of(config: Config, folder: Path, say: Callable[[str], None]) -> Engin
     return Local(config) if config.engine == "local" else Cluster(config, folder, say)
 
 
-def _on_worker(job: Job, directory: str, study: str, threads: int) -> State:
-    """One job inside a Ray task, from start to end."""
+def _on_worker(job: Job, directory: str, study: str, threads: int, last: int) -> State:
+    """One job inside a Ray task, from start to end; failed where it would be started more than `last` times.
+
+    Ray itself counts no worker that it ended because a machine's memory was nearly full.
+    """
     if not Path(study).is_dir():
         reason = f"{study} is not on the machine {socket.gethostname()}: a Ray study needs a folder all share"
         return State("failed", reason)
     os.chdir(directory)
+    state = state_of(job)
+    if state.status not in ("finished", "stopped") and state.starts >= last:
+        return state._replace(status="failed", reason=f"{DIED}: {SMALLER}")
     work = begin(job, Place(threads, {}))
-    while (state := work.poll(0.5)) is None:
+    while (ended := work.poll(0.5)) is None:
         pass
-    return state
+    return ended
 
 
 def _import_ray() -> Any:

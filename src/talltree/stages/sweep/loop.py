@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from talltree.console import clock
 from talltree.errors import ConfigError, RunError
-from talltree.interrupt import Interrupts
-from talltree.run import METRICS
+from talltree.interrupt import EXIT_STATUS, Interrupts
+from talltree.run import METRICS, metrics_so_far
 from talltree.stages import process
 from talltree.stages.sweep import results, trials
 from talltree.stages.sweep.config import Config
@@ -30,7 +30,7 @@ from talltree.stages.sweep.state import (
     write_state,
     write_trial,
 )
-from talltree.stages.sweep.stopping import read_rows, value_at, verdict
+from talltree.stages.sweep.stopping import value_at, verdict
 from talltree.stages.sweep.study import Given, changed, read
 from talltree.stages.sweep.trials import Job, Trial
 from talltree.stages.sweep.view import Line, View, counts
@@ -39,7 +39,6 @@ MANY = 200
 """Trials beyond which a study is started only after a yes."""
 PAUSE = 0.2
 """Seconds between two looks at what runs."""
-EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143}
 
 
 class Board(NamedTuple):
@@ -247,7 +246,7 @@ def _rows(board: Board, job: Job) -> list[dict[str, float | None]]:
     size = path.stat().st_size if path.is_file() else 0
     known = board.rows.get(job.folder)
     if known is None or known[0] != size:
-        board.rows[job.folder] = known = size, read_rows(path)
+        board.rows[job.folder] = known = size, metrics_so_far(path)
     return known[1]
 
 

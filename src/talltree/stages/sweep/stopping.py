@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from talltree.stages.sweep.study import Stop
 
@@ -43,20 +41,3 @@ def verdict(mine: Rows, others: Sequence[Rows], stop: Stop, judged: set[int]) ->
                 f"and the best {share} go on"
             )
     return None
-
-
-def read_rows(path: Path) -> list[dict[str, float | None]]:
-    """The rows of a metrics.jsonl that is being written; a torn last line is left out."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows

@@ -76,6 +76,8 @@ def begin(job: Job, place: Place) -> Work:
 
 def _begin(job: Job, place: Place, before: State) -> Work:
     wait_until_free(job.folder)
+    if has_ended(job):  # while the folder was still another's, such as one that lost its driver
+        return Work(job, None, state_of(job))
     resume = None
     if job.folder.exists():
         if _has_begun(job):
