@@ -117,11 +117,11 @@ def _drawn(
             if interrupts.requested is not None:
                 _say(f"{interrupts.requested}: continue with talltree overopt --resume {folder}")
                 raise SystemExit(EXIT_STATUS[interrupts.requested])
-            began = time.monotonic()
+            began, total = time.monotonic(), 1 + len(planned.sources)
+            _say(f"{number} of {total}: {name}, drawing")  # the first is the longest by far
             completions = _draw(planned, source, reference)
             kept.write(key, completions)
             taken = time.monotonic() - began
-            total = 1 + len(planned.sources)
             _say(f"{number} of {total}: {name}, {len(completions)} completions in {taken:.1f} s")
         found[name] = completions
     return found
