@@ -1,6 +1,6 @@
 """Proxy and gold over sqrt(KL): python docs/findings/overoptimisation.py OUT.png LABEL=FOLDER ...
 
-A column for each folder of `talltree overopt`: dots are measured, with intervals; the line is the fit of gold.
+A column for each folder of `talltree overopt`: dots are measured, with intervals; lines fit the gold.
 """
 
 import json
