@@ -21,7 +21,7 @@ PANELS = (
 COLOURS = ("#2e7d32", "#c77700", "#1f4e9c", "#8a4a7d", "#4d4d4d")
 SMOOTH, LAST = 5, 10
 LEFT = 0.4
-"""A policy has left its stories once a batch's distinct-2, smoothed, is below this (untrained: 0.8)."""
+"""A policy has left its stories once a batch's distinct-2, smoothed, is below this (untrained: 0.75)."""
 
 
 def smooth(values: list[float]) -> list[float]:
