@@ -1,18 +1,42 @@
 """Proxy and gold over sqrt(KL): python docs/findings/overoptimisation.py OUT.png LABEL=FOLDER ...
 
+`... overoptimisation.py ended GOLD FOLDER` prints each checkpoint's gold over the completions that ended.
+
 A column for each folder of `talltree overopt`: dots are measured, with intervals; lines fit the gold.
 """
 
 import json
+import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from talltree import rewards
+
 COLOURS = {"rl": "#2e7d32", "bon": "#c77700"}
 NAMES = {"rl": "checkpoints", "bon": "best of n"}
 ROWS = (("proxy", "proxy: learned reward"), ("gold", "gold: hidden utility"))
+
+
+def ended(gold: str, folder: str) -> None:
+    """Prints source, completions without an end, and the mean gold of the others."""
+    lines = (Path(folder) / "samples.jsonl").read_text(encoding="utf-8").split("\n")
+    sources: dict[str, list[dict[str, Any]]] = {}
+    for row in (json.loads(line) for line in lines if line):
+        sources.setdefault(row["source"], []).append(row)
+    reward = rewards.load(gold)
+    for source, rows in sources.items():
+        whole = [row for row in rows if row["ended"]]
+        values, _ = rewards.score(
+            reward, [row["prompt"] for row in whole], [row["completion"] for row in whole], {}
+        )
+        mean = statistics.fmean(value for value in values if value is not None)
+        print(
+            f"{source}  {len(rows) - len(whole)} of {len(rows)} without an end  gold of the others {mean:.3f}"
+        )
 
 
 def main(out: str, *folders: str) -> None:
@@ -53,4 +77,4 @@ def main(out: str, *folders: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    ended(*sys.argv[2:]) if sys.argv[1] == "ended" else main(*sys.argv[1:])
