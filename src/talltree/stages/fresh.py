@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +17,6 @@ from talltree.maths.kl import k1, sequence_kl
 from talltree.models.load import load_model, load_tokenizer, stop_ids, weights_sha256
 from talltree.models.score import likelihoods
 from talltree.rollout import collect, encode_prompts, truncation_at
-from talltree.stages.table import config_of
 from talltree.types import Prompt
 
 if TYPE_CHECKING:
@@ -63,14 +62,6 @@ class Sampling(NamedTuple):
     max_completion_length: int
     temperature: float
     cut: Cut | None = None
-
-
-def cut_of(kept: Mapping[str, Any], where: str) -> Cut | None:
-    """Where a run cuts its completions, from its config; None where it does not. Raises ConfigError."""
-    if kept.get("truncate_token") is None:
-        return None
-    config = config_of("rl", kept, where)
-    return Cut(config.truncate_token, config.truncation_start)
 
 
 def load(name: str, device: torch.device) -> Loaded:

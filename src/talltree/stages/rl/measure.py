@@ -137,7 +137,7 @@ def collect_rollout(
 
 
 def score_rollout(config: Config, parts: Parts, rollout: Rollout, coef: float) -> Scored:
-    """`rollout.score` against the reference, which is read in the precision of what it is compared with.
+    """`rollout.scored` against the reference, which is read in the precision of what it is compared with.
 
     In the reward that is the sampler's float32, in the loss the trainer's passes. The main process calls the
     reward, on the whole batch.
