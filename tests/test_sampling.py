@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from talltree.maths import products
 from talltree.models.load import load_model
 from talltree.models.policy import Reference
 from talltree.models.score import likelihood
@@ -54,6 +55,28 @@ def test_sampler_trainer_and_a_naive_loop_agree(name, fast, temperature):
         torch.testing.assert_close(out.logp_NT[row][mask].double(), expected, atol=1e-5, rtol=0)
         assert (out.logp_NT[row][~mask] == 0).all()
     assert float(out.logp_NT.min()) < -2  # the distributions are not flat, so agreement means something
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_large_weights_take_another_librarys_product_and_draw_the_same(name, monkeypatch):
+    small = run(MODELS[name]())
+    monkeypatch.setattr(products, "SMALL", 0)
+    large = run(MODELS[name]())
+    assert torch.equal(small.tokens_NT, large.tokens_NT)
+    torch.testing.assert_close(small.logp_NT, large.logp_NT, atol=1e-5, rtol=0)
+
+
+def test_the_norms_weight_and_floor_are_in_the_products_after_it():
+    model = llama(rms_norm_eps=0.3)
+    with torch.no_grad():
+        for seed, (name, weight) in enumerate(model.named_parameters()):
+            if "norm" in name:
+                weight.uniform_(0.2, 3.0, generator=torch.Generator().manual_seed(seed))
+    out = run(model)
+    for row, prompt in enumerate(PROMPTS):
+        mask = out.mask_NT[row]
+        expected = naive_logp(model, prompt, out.tokens_NT[row][mask].tolist(), 1.0)
+        torch.testing.assert_close(out.logp_NT[row][mask].double(), expected, atol=1e-5, rtol=0)
 
 
 def test_the_real_story_model(stories260K):

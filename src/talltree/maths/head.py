@@ -19,8 +19,8 @@ from talltree.maths.products import product
 CHUNK_NUMBERS = 8_000_000
 """Logits held at a time: 32 MB in float32, near a CPU's last cache, and rows enough for the products."""
 
-BLOCK_NUMBERS = 2_000_000
-"""Logits whose softmax is taken at a time on a CPU: 8 MB in float32."""
+BLOCK_NUMBERS = 400_000
+"""Logits whose softmax is taken at a time on a CPU: 1.6 MB in float32, which a core's own cache holds."""
 
 TokenLoss = Callable[[Tensor, slice], Tensor]
 """(log-probs of some tokens, which of the M they are) -> the loss of each, to be summed."""
@@ -90,23 +90,32 @@ def _blocks(logits_MV: Tensor, token_M1: Tensor) -> Iterator[tuple[Tensor, Tenso
     return zip(logits_MV.split(rows), token_M1.split(rows), strict=True)
 
 
-def _softmax_(logits_MV: Tensor, token_M1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The probabilities, in the logits' memory, with each token's logp_M and the entropy_M.
+class _Reduced(NamedTuple):
+    """mass_MV = exp(logits - greatest) and its total_M1; logp_M of each token and entropy_M, in nats."""
 
-    torch's softmax divides by a total that it adds up one by one in float32, off by up to 1e-4 over a large
-    vocabulary; the sum of what it returns, added in pairs, puts that right.
+    mass_MV: Tensor
+    total_M1: Tensor
+    logp_M: Tensor
+    entropy_M: Tensor
+
+
+def _reduce(logits_MV: Tensor, token_M1: Tensor) -> _Reduced:
+    """What a chunk of logits is reduced to; their memory is written over.
+
+    Not torch's softmax: that divides by a total which it adds up one by one in float32, off by up to 1e-4
+    over a large vocabulary. sum() adds in pairs.
     """
-    logp, entropy = [], []
-    for logits, token in _blocks(logits_MV, token_M1):
-        mass = torch.softmax(logits, -1)
-        total = mass.sum(-1, keepdim=True)
-        log_total = logits.amax(-1, keepdim=True) + (total / mass.amax(-1, keepdim=True)).log()
-        # A token of probability 0 contributes 0 times the least finite number.
-        all_logp = logits.sub_(log_total).clamp_(min=torch.finfo(logits.dtype).min)
-        logp.append(all_logp.gather(-1, token).squeeze(-1))
-        entropy.append(-all_logp.mul_(mass).sum(-1) / total.squeeze(-1))
-        torch.div(mass, total, out=logits)
-    return logits_MV, torch.cat(logp), torch.cat(entropy)
+    mass_MV = torch.empty_like(logits_MV)
+    rest = []
+    blocks = zip(_blocks(logits_MV, token_M1), _blocks(mass_MV, token_M1), strict=True)
+    for (logits, token), (mass, _) in blocks:
+        # A token of probability 0 contributes 0 times the least finite number to the entropy.
+        below = logits.sub_(logits.amax(-1, keepdim=True)).clamp_(min=torch.finfo(logits.dtype).min)
+        total = torch.exp(below, out=mass).sum(-1, keepdim=True)
+        logp = below.gather(-1, token) - total.log()
+        entropy = total.log() - below.mul_(mass).sum(-1, keepdim=True) / total
+        rest.append((total, logp.squeeze(-1), entropy.squeeze(-1)))
+    return _Reduced(mass_MV, *(torch.cat(each) for each in zip(*rest, strict=True)))
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -130,16 +139,17 @@ class _HeadLoss(torch.autograd.Function):
         for part in _parts(len(hidden_MH), weight_VH):
             hidden, token = hidden_MH[part], tokens_M[part].unsqueeze(-1)
             logits = _logits(hidden, weight_VH, bias_V, temperature)
-            probability, *reduced = _softmax_(logits, token)
-            logp.append(reduced[0])
-            entropy.append(reduced[1])
+            reduced = _reduce(logits, token)
+            logp.append(reduced.logp_M)
+            entropy.append(reduced.entropy_M)
             with torch.enable_grad():
                 leaf = logp[-1].detach().requires_grad_()
                 loss = token_loss(leaf, part).sum()
             losses.append(loss.detach())
             (slope,) = torch.autograd.grad(loss, leaf)
             slope = slope.unsqueeze(-1) / temperature
-            steep = probability.mul_(-slope).scatter_add_(-1, token, slope).to(hidden.dtype)
+            steep = reduced.mass_MV.mul_(-slope / reduced.total_M1).scatter_add_(-1, token, slope)
+            steep = steep.to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(steep, weight_VH, out=grad_hidden[part])
             if grad_weight is not None and steep.dtype == wide:

@@ -1,8 +1,9 @@
 """Products with a weight matrix, x @ weight.T + bias, by whichever library is fast at their shape.
 
-torch's own float32 product on a CPU loses half of the chip's rate where x has few rows or the weight has many
+torch's own float32 product on a CPU loses much of the chip's rate where x has few rows or the weight has many
 (a decode step, a vocabulary head). oneDNN, which torch carries, does not, and less so with the weight
-reordered once beforehand. On other devices, in other precisions and without oneDNN, both are plain `linear`.
+reordered once beforehand; but a call of it costs more than the product with a small weight. On other devices,
+in other precisions and without oneDNN, all are plain `linear`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+SMALL = 600_000
+"""Numbers in a weight up to which torch's own product, with the weight stored by columns, costs less than a
+call of oneDNN's."""
 
 Product = Callable[[Tensor], Tensor]
 """x (..., in) -> x @ weight.T + bias (..., out), without gradient."""
@@ -27,8 +32,11 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def packed(weight: Tensor, bias: Tensor | None) -> Product:
     """The product with one weight, reordered once and then used for any number of rows.
 
-    The copy does not follow later changes of the weight.
+    Whether it follows later changes of the weight is not said: take it anew after every update.
     """
+    if weight.device.type == "cpu" and weight.numel() <= SMALL:
+        by_columns = weight.T.contiguous().T
+        return lambda x: F.linear(x, by_columns, bias)
     if _onednn(weight):
         reordered = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
         return lambda x: torch.ops.mkldnn._linear_pointwise(x, reordered, bias, "none", [], "")

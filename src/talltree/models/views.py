@@ -27,13 +27,23 @@ class Norm(NamedTuple):
     eps: float
 
 
+class BareNorm(NamedTuple):
+    """x / sqrt(|x|^2 + floor^2), floor = sqrt(width * eps): three calls on a CPU, the library makes seven.
+
+    That is what is left of a root-mean-square norm whose weight, and the root of the width, the product after
+    it has taken in.
+    """
+
+    floor: Tensor
+
+
 class Layer(NamedTuple):
     """The norms and products of one block, and how far back its attention sees."""
 
-    attention_norm: Norm
+    attention_norm: Norm | BareNorm
     qkv: Product
     attention_out: Product
-    mlp_norm: Norm
+    mlp_norm: Norm | BareNorm
     mlp_in: Product  # gate and up stacked where the feed-forward is gated
     mlp_out: Product
     window: int | None  # positions that a query sees, itself included; None: all
@@ -46,7 +56,7 @@ class DecodeView(NamedTuple):
     positions: Tensor | None  # learned (context, hidden)
     rotary: nn.Module | None  # the model's own module: handles every scaling of its family
     layers: list[Layer]
-    final_norm: Norm
+    final_norm: Norm | BareNorm
     head: Product
     heads: int
     kv_heads: int
@@ -144,13 +154,14 @@ def _llama(model: Any) -> DecodeView | None:
     if config.hidden_act != "silu" or "dynamic" in rotary or rotary == "longrope":
         return None
     head_dim = body.layers[0].self_attn.head_dim
+    final_norm, head = _norm_and_product(body.norm, model.lm_head)
     layers = [
         Layer(
-            _norm(block.input_layernorm),
-            _product(block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj),
+            *_norm_and_product(
+                block.input_layernorm, block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj
+            ),
             _product(block.self_attn.o_proj),
-            _norm(block.post_attention_layernorm),
-            _product(block.mlp.gate_proj, block.mlp.up_proj),
+            *_norm_and_product(block.post_attention_layernorm, block.mlp.gate_proj, block.mlp.up_proj),
             _product(block.mlp.down_proj),
             None,
         )
@@ -161,8 +172,8 @@ def _llama(model: Any) -> DecodeView | None:
         positions=None,
         rotary=body.rotary_emb,
         layers=layers,
-        final_norm=_norm(body.norm),
-        head=_product(model.lm_head),
+        final_norm=final_norm,
+        head=head,
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         head_dim=head_dim,
@@ -177,13 +188,23 @@ def _norm(module: Any) -> Norm:
     return Norm(module.weight.detach(), None, module.variance_epsilon)
 
 
-def _product(*modules: Any) -> Product:
-    """The product with a module's weight, or with those of several stacked."""
+def _norm_and_product(norm: Any, *modules: Any) -> tuple[Norm | BareNorm, Product]:
+    """A root-mean-square norm and the product after it, on a CPU in float32 with its weight taken in."""
+    scale = norm.weight.detach()
+    if scale.device.type != "cpu" or scale.dtype != torch.float32:
+        return _norm(norm), _product(*modules)
+    width = len(scale)
+    floor = torch.tensor((width * norm.variance_epsilon) ** 0.5)
+    return BareNorm(floor), _product(*modules, scale=scale * width**0.5)
+
+
+def _product(*modules: Any, scale: Tensor | None = None) -> Product:
+    """The product with a module's weight, or with those of several stacked; scale (in,) multiplies its x."""
     parts = [_weight_and_bias(module) for module in modules]
     biases = [bias for _, bias in parts if bias is not None]
-    if len(parts) == 1:
-        return packed(*parts[0])
-    return packed(torch.cat([weight for weight, _ in parts]), torch.cat(biases) if biases else None)
+    weight = parts[0][0] if len(parts) == 1 else torch.cat([weight for weight, _ in parts])
+    bias = None if not biases else biases[0] if len(biases) == 1 else torch.cat(biases)
+    return packed(weight if scale is None else weight * scale, bias)
 
 
 def _weight_and_bias(module: Any) -> tuple[Tensor, Tensor | None]:

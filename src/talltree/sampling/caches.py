@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from talltree.models.views import DecodeView, Layer, Norm
+from talltree.models.views import BareNorm, DecodeView, Layer, Norm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -127,10 +127,10 @@ class WeightCache:
         qkv = layer.qkv(_normalise(layer.attention_norm, hidden))
         qkv = qkv.view(*hidden.shape[:-1], -1, view.head_dim)
         if turn is None:
-            q, k, v = qkv.split((view.heads, view.kv_heads, view.kv_heads), -2)
+            q, k, v = qkv.split_with_sizes((view.heads, view.kv_heads, view.kv_heads), -2)
             return q, k, v
-        qk, v = qkv.split((view.heads + view.kv_heads, view.kv_heads), -2)
-        q, k = _rotate(qk, turn).split((view.heads, view.kv_heads), -2)
+        qk, v = qkv.split_with_sizes((view.heads + view.kv_heads, view.kv_heads), -2)
+        q, k = _rotate(qk, turn).split_with_sizes((view.heads, view.kv_heads), -2)
         return q, k, v
 
     def _embed(self, tokens: Tensor, place: Tensor) -> Tensor:
@@ -192,7 +192,9 @@ def _unique(prompt_ids: list[list[int]], device: torch.device) -> tuple[list[lis
     return unique, torch.tensor([row_of[tuple(ids)] for ids in prompt_ids], device=device)
 
 
-def _normalise(norm: Norm, x: Tensor) -> Tensor:
+def _normalise(norm: Norm | BareNorm, x: Tensor) -> Tensor:
+    if isinstance(norm, BareNorm):
+        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(norm.floor)
     if norm.bias is None:
         return F.rms_norm(x, x.shape[-1:], norm.weight, norm.eps)
     return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)

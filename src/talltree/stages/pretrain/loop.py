@@ -29,7 +29,7 @@ from talltree.interrupt import EXIT_STATUS, Interrupts, leave
 from talltree.models.build import build
 from talltree.models.card import write_card
 from talltree.models.load import load_model, load_tokenizer, save_model
-from talltree.models.memory import when_out_of_memory
+from talltree.models.memory import keep_freed_memory, when_out_of_memory
 from talltree.models.optim import set_learning_rate
 from talltree.models.shape import dimensions
 from talltree.run import Run, environment
@@ -45,7 +45,6 @@ from talltree.stages.pretrain.state import (
 from talltree.stages.pretrain.team import USER_ERROR, Team, gather_team, launched
 from talltree.stages.pretrain.update import (
     compile_blocks,
-    keep_freed_memory,
     learning_rate_factor,
     make_optimizers,
     peak_rates,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import shutil
 from collections.abc import Sequence
@@ -19,10 +18,6 @@ from talltree.models.shape import dimensions
 from talltree.stages.pretrain.config import Config
 from talltree.stages.pretrain.objective import Objective
 from talltree.stages.pretrain.team import Team
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of the C library's mallopt."""
-KEPT_BYTES = 2**30
 
 
 def learning_rate_factor(config: Config, step: int) -> float:
@@ -121,16 +116,3 @@ def compile_blocks(objective: Objective, device: torch.device) -> None:
     if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         raise ConfigError("compile: torch.compile needs g++ or clang++ on a CPU, and none is in the PATH")
     objective.model.base_model.compile()
-
-
-def keep_freed_memory(device: torch.device) -> None:
-    """Asks the C library not to hand a step's memory back before the next step asks for it again.
-
-    Every page handed back costs a fault and a clearing: 2-4% of a step of 4,096 tokens. Nothing happens where
-    there is no glibc; the peak stays what it is.
-    """
-    if device.type == "cpu":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(M_TRIM_THRESHOLD, KEPT_BYTES * 2 - 1)
-            mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
