@@ -3,12 +3,14 @@
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.activations import GELUTanh, NewGELUActivation
 
 from talltree.errors import ConfigError, ModelError
 from talltree.models.load import (
     compute_device,
     context_length,
     encode,
+    fuse_gelu,
     load_model,
     load_tokenizer,
     save_model,
@@ -47,6 +49,26 @@ def error_of(action, *arguments):
 # loading
 
 
+def test_the_fused_gelu_is_the_librarys_function_with_its_gradient():
+    x = torch.linspace(-9, 9, 2001, dtype=torch.float64, requires_grad=True)
+    block = torch.nn.Sequential(NewGELUActivation())
+    plain = block(x)
+    fuse_gelu(block)
+    assert type(block[0]) is GELUTanh
+    fused = block(x)
+    torch.testing.assert_close(fused, plain, atol=1e-14, rtol=0)
+    slopes = [torch.autograd.grad(each.sum(), x)[0] for each in (fused, plain)]
+    torch.testing.assert_close(*slopes, atol=1e-13, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neo"])
+def test_a_loaded_model_has_the_fused_gelu_and_saves_the_config_it_had(name, tmp_path):
+    loaded = load_model(str(save(tmp_path / "model", MODELS[name]())))
+    kinds = [type(module) for module in loaded.modules()]
+    assert GELUTanh in kinds and NewGELUActivation not in kinds
+    assert loaded.config.activation_function == "gelu_new"
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_saved_model_loads_with_the_same_logits(name, tmp_path):
     model = MODELS[name]()
@@ -54,6 +76,9 @@ def test_a_saved_model_loads_with_the_same_logits(name, tmp_path):
     assert type(loaded) is type(model)
     assert not loaded.training
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    # Fused GELU rounds otherwise; without one the bits are the same.
+    torch.testing.assert_close(logits_of(loaded), logits_of(model), atol=1e-5, rtol=0)
+    fuse_gelu(model)
     assert torch.equal(logits_of(loaded), logits_of(model))
     assert stop_ids(loaded, load_tokenizer(str(tmp_path / "model"))) == (STOP,)
     assert context_length(loaded) == 64

@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from talltree.models.load import fuse_gelu
 from talltree.models.shape import Shape, dimensions
 
 
@@ -46,6 +47,7 @@ def build(shape: Shape, tokenizer: Any, seed: int) -> PreTrainedModel:
             into_residual = name.endswith(("o_proj.weight", "down_proj.weight", "c_proj.weight"))
             scale = std / (2 * size.layers) ** 0.5 if into_residual else std
             parameter.copy_(torch.empty_like(parameter).normal_(0.0, scale, generator=generator))
+    fuse_gelu(model)
     return model.float().eval()
 
 
