@@ -3,6 +3,8 @@
 A panel for each setting: words that earn, per story and first letter, before in grey and after in green
 (bars: over all seeds; dots: each seed). Prints, setting by setting, the letters that gain most, and among how
 many letters the earning words are spread: the exponential of the entropy of their shares.
+
+The study has two factors.
 """
 
 import json
@@ -16,6 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from settings import by_level, finished
 
+from talltree.rewards.words import first_letter, letter_words
+
 BEFORE, AFTER = "#b9b9b9", "#2e7d32"
 MOST = 6
 
@@ -27,9 +31,9 @@ def earning(path: Path) -> Counter[str]:
     for row in rows:
         text = row["prompt"] + row["completion"]
         for start, stop in row["spans"]:
-            words = text[start:stop].split()
-            letter = next(c for c in words[0].lower() if c.isalpha())
-            found[letter] += len(words) - 1
+            span = text[start:stop]
+            words = letter_words(span)
+            found[first_letter(span[slice(*words[0])])] += len(words) - 1
     return Counter({letter: count / len(rows) for letter, count in found.items()})
 
 
@@ -39,7 +43,7 @@ def mean(seeds: list[Counter[str]]) -> Counter[str]:
 
 
 def breadth(counts: Counter[str]) -> float:
-    """Letters among which the earning words are spread: exp of the entropy of their shares, 1 to 26."""
+    """Letters among which the earning words are spread: exp of the entropy of their shares, 1 upward."""
     total = sum(counts.values())
     return math.exp(-sum(n / total * math.log(n / total) for n in counts.values() if n))
 
@@ -73,7 +77,8 @@ def main(out: str, study: str) -> None:
         print(
             f"| {row} | {column} | {sum(was.values()):.2f} -> {sum(is_now.values()):.2f} "
             f"| {', '.join(f'{c} {gained[c]:+.2f}' for c in most)} "
-            f"| {breadth(was):.1f} | {', '.join(f'{breadth(seed):.1f}' for seed in after)} |"
+            f"| {', '.join(f'{breadth(seed):.1f}' for seed in before)} "
+            f"| {', '.join(f'{breadth(seed):.1f}' for seed in after)} |"
         )
     for line in grid:
         line[0].set_ylabel("words a story", fontsize=8)

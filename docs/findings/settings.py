@@ -1,7 +1,7 @@
 """A study as a table: python docs/findings/settings.py STUDY KEY [KEY ...].
 
 A line for each setting, from the results.json of the study; under each KEY of the last link's summary
-(after.reward, after.kl, ...) are the values of the seeds, in the order of their numbers.
+(after.reward, after.kl, ...) are the values of the seeds, in the study's order.
 """
 
 import json
@@ -20,7 +20,7 @@ class Trial(NamedTuple):
 
 
 def finished(study: str) -> list[Trial]:
-    """The finished trials of a study, settings in the study's order and seeds by number."""
+    """The finished trials of a study, settings and seeds in the study's order."""
     results = json.loads((Path(study) / "results.json").read_text(encoding="utf-8"))
     return [
         Trial(

@@ -13,8 +13,9 @@ M, H, V = 70, 5, 11
 
 @pytest.fixture(params=[1, 16 * V, 33 * V, 4_000_000], ids=["16", "16_exactly", "33", "all"])
 def chunk(request, monkeypatch):
-    """Rows held at a time: 16 at least, and 70 is no multiple of 16 or 33."""
+    """Rows held at a time: 16 at least, and 70 is no multiple of 16 or 33; passes go over three of them."""
     monkeypatch.setattr(head, "CHUNK_NUMBERS", request.param)
+    monkeypatch.setattr(head, "BLOCK_NUMBERS", 3 * V)
 
 
 def inputs(dtype=torch.float64, bias=True):

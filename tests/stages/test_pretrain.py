@@ -115,6 +115,7 @@ def test_model_sizes_by_hand_and_weights_by_seed(tokens):
     assert not torch.equal(model.state_dict()[name], other.state_dict()[name])
     assert (model.config.eos_token_id, model.config.pad_token_id) == (0, 1)
     gpt2 = build(replace(TINY, architecture="gpt2"), loaded, seed=1)
+    assert torch.nn.GELU in {type(module) for module in gpt2.modules()}  # as `load_model` has it
     assert gpt2.config.n_positions == 32
     assert not any(m.p for m in gpt2.modules() if isinstance(m, torch.nn.Dropout))
 

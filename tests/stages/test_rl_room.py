@@ -70,12 +70,13 @@ def test_the_estimate_covers_what_a_real_step_takes(shared, fast):
     script = f"""
     import torch
     from talltree.models.load import load_model
-    from talltree.models.memory import training_bytes
+    from talltree.models.memory import keep_freed_memory, training_bytes
     from talltree.models.score import completion_loss
 
     def kilobytes(key):
         return int(open("/proc/self/status").read().split(key + ":")[1].split()[0])
 
+    keep_freed_memory(torch.device("cpu"))
     model = load_model({str(shared / "models" / "stories15M")!r})
     need = training_bytes(model, 8, 120, {fast})
     # Once small, so that libraries and buffers are there; then the real size.

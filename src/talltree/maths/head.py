@@ -1,7 +1,7 @@
 """The vocabulary head with its log-probs and its gradient, in chunks: logits of a whole batch are never held.
 
 On small models the head is most of the work, and N x T x V numbers are most of the memory. Here each chunk's
-logits are made once, reduced to two numbers a token, turned into the gradient in place, and dropped. That is
+logits are made once, reduced to two numbers a token, turned into the gradient, and dropped. That is
 three products with the weights instead of the four of a head that makes its logits again in the backward
 pass. The loss of a token must therefore be known when its log-prob is: it is passed as a function.
 """
@@ -17,7 +17,8 @@ from torch import Tensor
 from talltree.maths.products import product
 
 CHUNK_NUMBERS = 8_000_000
-"""Logits held at a time: 32 MB in float32, near a CPU's last cache, and rows enough for the products."""
+"""Logits made at a time: 32 MB in float32, and as much again for their exponentials. Rows enough for the
+products."""
 
 BLOCK_NUMBERS = 400_000
 """Logits whose softmax is taken at a time on a CPU: 1.6 MB in float32, which a core's own cache holds."""
@@ -84,10 +85,10 @@ def _logits(hidden: Tensor, weight_VH: Tensor, bias_V: Tensor | None, temperatur
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
-def _blocks(logits_MV: Tensor, token_M1: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """A few rows at a time on a CPU, so that the passes over them run in its inner caches."""
+def _blocks(logits_MV: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """A few rows of each at a time on a CPU, so that the passes over them run in its inner caches."""
     rows = max(BLOCK_NUMBERS // logits_MV.shape[1], 1) if logits_MV.device.type == "cpu" else len(logits_MV)
-    return zip(logits_MV.split(rows), token_M1.split(rows), strict=True)
+    return zip(*(each.split(rows) for each in (logits_MV, *others)), strict=True)
 
 
 class _Reduced(NamedTuple):
@@ -106,16 +107,16 @@ def _reduce(logits_MV: Tensor, token_M1: Tensor) -> _Reduced:
     over a large vocabulary. sum() adds in pairs.
     """
     mass_MV = torch.empty_like(logits_MV)
-    rest = []
-    blocks = zip(_blocks(logits_MV, token_M1), _blocks(mass_MV, token_M1), strict=True)
-    for (logits, token), (mass, _) in blocks:
+    totals, logp, entropy = [], [], []
+    for logits, mass, token in _blocks(logits_MV, mass_MV, token_M1):
         # A token of probability 0 contributes 0 times the least finite number to the entropy.
         below = logits.sub_(logits.amax(-1, keepdim=True)).clamp_(min=torch.finfo(logits.dtype).min)
         total = torch.exp(below, out=mass).sum(-1, keepdim=True)
-        logp = below.gather(-1, token) - total.log()
-        entropy = total.log() - below.mul_(mass).sum(-1, keepdim=True) / total
-        rest.append((total, logp.squeeze(-1), entropy.squeeze(-1)))
-    return _Reduced(mass_MV, *(torch.cat(each) for each in zip(*rest, strict=True)))
+        totals.append(total)
+        logp.append((below.gather(-1, token) - total.log()).squeeze(-1))
+        expected = below.mul_(mass).sum(-1, keepdim=True) / total
+        entropy.append((total.log() - expected).squeeze(-1))
+    return _Reduced(mass_MV, torch.cat(totals), torch.cat(logp), torch.cat(entropy))
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -138,8 +139,7 @@ class _HeadLoss(torch.autograd.Function):
         losses, logp, entropy = [], [], []
         for part in _parts(len(hidden_MH), weight_VH):
             hidden, token = hidden_MH[part], tokens_M[part].unsqueeze(-1)
-            logits = _logits(hidden, weight_VH, bias_V, temperature)
-            reduced = _reduce(logits, token)
+            reduced = _reduce(_logits(hidden, weight_VH, bias_V, temperature), token)
             logp.append(reduced.logp_M)
             entropy.append(reduced.entropy_M)
             with torch.enable_grad():
@@ -158,6 +158,8 @@ class _HeadLoss(torch.autograd.Function):
                 grad_weight += steep.T @ hidden
             if grad_bias is not None:
                 grad_bias += steep.sum(0)
+            # Freed before the next chunk is made: two at a time would be twice the memory.
+            del reduced, steep
         ctx.gradients = (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight_VH.dtype),

@@ -32,7 +32,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def packed(weight: Tensor, bias: Tensor | None) -> Product:
     """The product with one weight, reordered once and then used for any number of rows.
 
-    Whether it follows later changes of the weight is not said: take it anew after every update.
+    It may or may not follow later changes of the weight: take it anew after every update.
     """
     if weight.device.type == "cpu" and weight.numel() <= SMALL:
         by_columns = weight.T.contiguous().T

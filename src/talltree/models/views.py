@@ -73,7 +73,7 @@ def base_model(model: Any) -> Any:
 def decode_view(model: PreTrainedModel) -> DecodeView | None:
     """The view of a model's current weights, or None where the architecture or an option is not covered.
 
-    Most weights are copies, reordered for products with few rows: take a new view after every update.
+    Some weights are the model's own and some are copies, reordered: take a new view after every update.
     """
     base: Any = base_model(model)
     match type(base).__name__:

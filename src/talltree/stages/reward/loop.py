@@ -14,7 +14,7 @@ from talltree.console import clock
 from talltree.errors import ContractError
 from talltree.interrupt import Interrupts, leave
 from talltree.models.card import write_card
-from talltree.models.memory import when_out_of_memory
+from talltree.models.memory import keep_freed_memory, when_out_of_memory
 from talltree.models.policy import trainable
 from talltree.models.reward_format import Format
 from talltree.models.reward_model import RewardModel, save_reward_model
@@ -122,6 +122,7 @@ def _complete(
 ) -> None:
     """What a run after `step` updates still lacks: the measurement before, the updates, the curve, final/."""
     started = time.monotonic()
+    keep_freed_memory(parts.device)
     with when_out_of_memory(lambda: memory_advice(folder, "reward")):
         if "before" not in folder.summary():
             _measure_before(config, parts, start, folder)

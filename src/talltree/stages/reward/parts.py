@@ -14,7 +14,6 @@ from talltree import checkpoint
 from talltree.data.preferences import Judgement, read_preferences
 from talltree.errors import ConfigError, ContractError, DataError, ModelError
 from talltree.models.load import compute_device, context_length, weights_sha256
-from talltree.models.memory import keep_freed_memory
 from talltree.models.optim import build_optimizer
 from talltree.models.policy import trainable
 from talltree.models.reward_format import Format, Reading, Scale
@@ -77,7 +76,6 @@ class Parts(NamedTuple):
 def load_parts(config: Config) -> Parts:
     """Loads what the config names and checks it before there is a folder. Raises TallTreeError."""
     device = compute_device(config.device, config.dtype)
-    keep_freed_memory(device)
     paths = [Path(name).expanduser() for name in (config.dataset_name, config.validation_name) if name]
     judgements = [read_preferences(path, config.ignore_columns) for path in paths]
     divided, counts = _divided(config, *judgements)

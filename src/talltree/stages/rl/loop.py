@@ -15,7 +15,7 @@ from talltree.errors import ContractError, RewardError
 from talltree.interrupt import Interrupts, leave
 from talltree.maths.controllers import updated
 from talltree.maths.kl import blog_beta_from_coef
-from talltree.models.memory import out_of_memory
+from talltree.models.memory import keep_freed_memory, out_of_memory
 from talltree.preflight import Check, require
 from talltree.run import Run, environment, refuse_used
 from talltree.stages.resuming import add_time, resumed_config, say_threads
@@ -120,6 +120,7 @@ def _resume(asked: Config, team: Team) -> None:
 def _load(config: Config, team: Team) -> Parts:
     """`load_parts` in every process. Raises TallTreeError, also where they have not loaded the same."""
     parts = team.together(lambda: load_parts(config, team))
+    keep_freed_memory(parts.policy.device)
     if team.size > 1:
         say(f"{team.size} processes share each batch; this one alone calls the reward and writes")
     source = None if parts.critic is None else parts.critic.source_sha256

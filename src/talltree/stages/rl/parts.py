@@ -17,7 +17,6 @@ from talltree.errors import ModelError, RunError
 from talltree.maths.losses import clipped
 from talltree.models.critic import Critic, Lora, build_critic
 from talltree.models.load import compute_device, load_model, load_tokenizer, stop_ids, weights_sha256
-from talltree.models.memory import keep_freed_memory
 from talltree.models.optim import build_optimizer
 from talltree.models.policy import Reference, add_lora, trainable
 from talltree.models.score import vocabulary_head
@@ -64,7 +63,6 @@ class Parts(NamedTuple):
 def load_parts(config: Config, team: Team = ALONE) -> Parts:
     """Loads what the config names, the quick and the likely mistakes first. Raises TallTreeError."""
     device = team.device(compute_device(config.device, config.dtype))
-    keep_freed_memory(device)
     reward = rewards.load(config.reward) if team.is_main else _elsewhere
     prompts, data_sha256 = _prompts(config)
     data_sha256 |= {

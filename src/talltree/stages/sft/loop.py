@@ -17,7 +17,7 @@ from talltree.errors import ContractError, RunError
 from talltree.interrupt import Interrupts, leave
 from talltree.models.card import write_card
 from talltree.models.load import save_model
-from talltree.models.memory import when_out_of_memory
+from talltree.models.memory import keep_freed_memory, when_out_of_memory
 from talltree.models.optim import clipped_norm, schedule, set_learning_rate
 from talltree.models.policy import trainable
 from talltree.models.score import by_length, completion_loss, precision
@@ -101,6 +101,7 @@ def _resume(asked: Config) -> None:
 def _complete(config: Config, parts: Parts, step: int, folder: Run, interrupts: Interrupts) -> None:
     """What a run after `step` updates still lacks: the loss before, the updates, final/ and the summary."""
     started = time.monotonic()
+    keep_freed_memory(parts.model.device)
     with when_out_of_memory(lambda: memory_advice(folder, "sft")):
         if "before" not in folder.summary():
             _measure_before(config, parts, folder)

@@ -33,7 +33,6 @@ from talltree.models.load import (
     stop_ids,
     weights_sha256,
 )
-from talltree.models.memory import keep_freed_memory
 from talltree.models.optim import build_optimizer
 from talltree.models.policy import add_lora, trainable
 from talltree.stages.sft.config import Config
@@ -77,7 +76,6 @@ class Parts(NamedTuple):
 def load_parts(config: Config) -> Parts:
     """Loads what the config names and checks it before there is a folder. Raises TallTreeError."""
     device = compute_device(config.device, config.dtype)
-    keep_freed_memory(device)
     opened = open_corpus(config.corpus, config.dataset_name)
     tokenizer = load_tokenizer(config.model_name_or_path)
     longest_text = tokenizer.model_max_length
