@@ -160,6 +160,17 @@ def test_no_line_goes_from_one_reward_to_another(tmp_path: Path) -> None:
     assert [panel.title for panel in study_charts.panels(made)] == ["letters", "words"]
 
 
+def test_an_interval_of_nats_does_not_go_below_0() -> None:
+    kl = study_charts.Measure("after.kl", "KL", "nats / sequence")
+    found = study_charts.within(kl, over_seeds([0.0, 0.0, 12.0]))
+    # Mean 4, deviation sqrt(48), t of two degrees of freedom 4.302653: 4 +- 17.2106.
+    assert found is not None and (found.mean, found.low) == (4.0, 0.0)
+    assert found.high == pytest.approx(21.2106, abs=1e-4)
+    below = study_charts.within(kl, over_seeds([-1e-6, -2e-6, -3e-6]))
+    assert below is not None and below.low == below.mean == pytest.approx(-2e-6)
+    assert study_charts.within(kl, None) is None
+
+
 def test_an_interval_of_a_share_ends_where_shares_do(tmp_path: Path) -> None:
     made = facts(tmp_path, ONE)
     unique = study_charts.Measure("u", "Unique", "share", True)

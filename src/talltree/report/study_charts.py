@@ -50,6 +50,8 @@ OUTCOMES = (
     Measure("rounds.rlhf/reward_after", "Reward by its own model", "a story"),
 )
 """What tables and charts show of a summary, where it is there; else its first numbers."""
+BOUNDED = {"share", "nats / sequence", "nats / token", "bits / byte", "tokens"}
+"""Units of what is never below 0."""
 OF_THE_CLOCK = "wall_time_seconds"
 FEW = 6
 
@@ -67,10 +69,14 @@ def word(measure: Measure) -> Callable[[Any], str]:
 
 
 def within(measure: Measure, value: OverSeeds | None) -> OverSeeds | None:
-    """The figure with its interval cut to what a share can be, which a t interval does not know."""
-    if value is None or not measure.is_share or value.low is None or value.high is None:
+    """The figure with its interval cut to what the measure can be, which a t interval does not know.
+
+    A share is 0 to 1; nats, bits and tokens are 0 upward, and their estimates of 0 may be just below it.
+    """
+    if value is None or measure.unit not in BOUNDED or value.low is None or value.high is None:
         return value
-    return value._replace(low=max(value.low, 0.0), high=min(value.high, 1.0))
+    low = min(max(value.low, 0.0), value.mean)
+    return value._replace(low=low, high=min(value.high, 1.0) if measure.is_share else value.high)
 
 
 def write(measure: Measure, value: OverSeeds) -> tuple[str, str]:
