@@ -38,7 +38,6 @@ def main(out: str, study: str) -> None:
         axes.set_title(f"{reward}, {model}", loc="left", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=7)
-        axes.set_ylim(bottom=0)
         ends = [seed.outcomes for seed in seeds]
         reached = [end["after.kl"] for end in ends]
         coefs = [f"{end['kl_coef_end']:.2f}" for end in ends]
@@ -48,7 +47,9 @@ def main(out: str, study: str) -> None:
             f"| {sum(reached) / len(reached) / float(budget):.2f} | {', '.join(earned)} "
             f"| {', '.join(coefs)} |"
         )
+    # Only now: a limit ends the scaling to what is drawn after it.
     for line in grid:
+        line[0].set_ylim(bottom=0)
         line[0].set_ylabel("KL, nats a sequence", fontsize=8)
     for axes in grid[-1]:
         axes.set_xlabel("step", fontsize=8)

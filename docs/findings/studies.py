@@ -96,8 +96,10 @@ def main(out: str, study: str, factor: str, *more: str) -> None:
                     label=f"{seed}",
                 )
             axes.spines[["top", "right"]].set_visible(False)
-            axes.set_ylim(bottom=0)
             axes.tick_params(labelsize=8)
+    # Only now: a limit ends the scaling to what is drawn after it.
+    for line in grid:
+        line[0].set_ylim(bottom=0)
     for axes, name in zip(grid[0], names, strict=True):
         axes.set_title(f"{factor} {name}", loc="left", fontsize=9)
     for axes in grid[-1]:
