@@ -66,10 +66,7 @@ def test_a_family_without_a_known_head_is_counted_with_all_its_logits(monkeypatc
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_the_estimate_covers_what_a_real_step_takes(shared, fast):
-    """Peak memory of a process that makes one update, less its peak before, against the need.
-
-    Not less what it holds at that moment: a busy system takes pages of the libraries back meanwhile.
-    """
+    """Peak memory of a process that makes one update, less what it had before, against the need."""
     script = f"""
     import torch
     from talltree.models.load import load_model
@@ -84,7 +81,7 @@ def test_the_estimate_covers_what_a_real_step_takes(shared, fast):
     need = training_bytes(model, 8, 120, {fast})
     # Once small, so that libraries and buffers are there; then the real size.
     for texts, tokens in ((1, 4), (8, 116)):
-        before = kilobytes("VmHWM")
+        before = kilobytes("VmRSS")
         ids, mask = torch.full((texts, tokens), 7), torch.ones(texts, tokens, dtype=torch.bool)
         model.zero_grad(set_to_none=False)
         loss = completion_loss(model, [[5] * 4] * texts, ids, mask, 1.0, lambda l, part: -l, fast={fast})

@@ -79,13 +79,13 @@ def training_bytes(model: PreTrainedModel, texts: int, length: int, fast: bool) 
 
     What autograd keeps and half as much for gradients on their way; the head's weights reordered, their
     gradient and the embedding's; and the logits with what is made of them: three times a chunk of the fast
-    head, or eight times all of them.
+    head, or eleven times all of them: eight at once, and what kept memory is too scattered to give back.
     """
     config = base_model(model).config.get_text_config()
     vocabulary, hidden = config.vocab_size, config.hidden_size
     logits = texts * length * vocabulary
     chunked = fast and vocabulary_head(model) is not None
-    logits = 3 * min(CHUNK_NUMBERS, logits) if chunked else 8 * logits
+    logits = 3 * min(CHUNK_NUMBERS, logits) if chunked else 11 * logits
     return texts * activation_bytes(model, length) * 3 // 2 + 4 * (logits + 3 * vocabulary * hidden)
 
 
