@@ -6,7 +6,6 @@ import torch
 
 from talltree.algorithms import algorithm, stateless
 from talltree.maths import advantages, controllers, kl, logprobs, losses, weights
-from talltree.maths.controllers import KLController
 
 from . import (
     test_gradients,
@@ -90,7 +89,7 @@ def adaptive_without_clip(controller, kl, n):
     if controller.target is None:
         return controller
     factor = 1 + (kl / controller.target - 1) * n / controller.horizon
-    return KLController(controller.coef * factor, controller.target, controller.horizon)
+    return controller._replace(coef=controller.coef * factor)
 
 
 def adaptive_inverted(controller, kl, n):
@@ -100,6 +99,11 @@ def adaptive_inverted(controller, kl, n):
 
 def adaptive_forgets_its_state(controller, kl, n):
     return controllers.updated(controller._replace(coef=1.0), kl, n)
+
+
+def gain_keeps_its_last_ratio(controller, kl, n):
+    now = controllers.updated(controller, kl, n)
+    return now._replace(coef=now.coef * controller.ratio**controller.gain)
 
 
 def leave_one_out_with_itself(rewards_N, group_size, scored_N=None):

@@ -12,7 +12,7 @@ def test_fixed_never_moves(updated=controllers.updated):
     controller = KLController(0.1)
     for kl in (0.0, 1.0, 1000.0, -5.0):
         controller = updated(controller, kl, 64)
-    assert controller == (0.1, None, 10_000)
+    assert controller == (0.1, None, 10_000, 0.0, 1.0)
 
 
 def test_adaptive_by_hand(updated=controllers.updated):
@@ -21,7 +21,40 @@ def test_adaptive_by_hand(updated=controllers.updated):
     assert updated(start, 6.6, 100).coef == pytest.approx(0.505, abs=1e-12)
     assert updated(start, 6.0, 100).coef == 0.5
     assert updated(start, 5.4, 100).coef == pytest.approx(0.495, abs=1e-12)
-    assert updated(start, 6.6, 100)[1:] == (6.0, 1000)
+    assert updated(start, 6.6, 100)[1:3] == (6.0, 1000)
+
+
+def test_gain_by_hand(updated=controllers.updated):
+    start = KLController(0.5, target=4.0, horizon=1000, gain=2.0)
+    # On target nothing moves. Twice the target: error clipped to 0.2, ratio (1 + 2) / 2 = 1.5,
+    # 0.5 * (1 + 0.2 * 0.1) * 1.5 ** 2; back on target, ratio (1.5 + 1) / 2 = 1.25, times (1.25 / 1.5) ** 2.
+    assert updated(start, 4.0, 100) == start
+    above = updated(start, 8.0, 100)
+    assert above.coef == pytest.approx(0.5 * 1.02 * 2.25, abs=1e-12)
+    assert above.ratio == pytest.approx(1.5, abs=1e-12)
+    assert updated(above, 4.0, 100).coef == pytest.approx(above.coef * (1.25 / 1.5) ** 2, abs=1e-12)
+    # No KL at all and a hundred times the target count as a quarter and as four times.
+    assert updated(start, 0.0, 100).ratio == updated(start, -3.0, 100).ratio == pytest.approx(0.625)
+    assert updated(start, 400.0, 100).ratio == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("gain", [0.5, 1.0, 2.0])
+def test_the_gain_is_given_back(gain, updated=controllers.updated):
+    """Where the KL has been leaves no trace by way of the gain: only the slow factor remembers."""
+    plain = KLController(0.3, target=5.0, horizon=500)
+    steep = KLController(0.3, target=5.0, horizon=500, gain=gain)
+    for kl in [0.1, 2.0, 9.0, 30.0, 7.0] + 60 * [5.0]:
+        plain, steep = updated(plain, kl, 32), updated(steep, kl, 32)
+    assert plain.coef != 0.3
+    assert steep.coef == pytest.approx(plain.coef, rel=1e-9)
+
+
+def test_gain_of_zero_is_the_published_rule(updated=controllers.updated):
+    controller, coef = KLController(0.4, target=3.0, horizon=200), 0.4
+    for kl in (0.0, 1.0, 2.9, 3.3, 50.0):
+        controller = updated(controller, kl, 20)
+        coef *= 1 + min(max(kl / 3.0 - 1, -0.2), 0.2) * 20 / 200
+    assert controller.coef == pytest.approx(coef, rel=1e-12)
 
 
 def test_adaptive_error_is_clipped(updated=controllers.updated):
@@ -50,6 +83,8 @@ def test_adaptive_steps_compound(updated=controllers.updated):
         ((0.1, math.nan), "KL target nan"),
         ((0.0, 6.0), "KL coef 0 cannot adapt"),
         ((0.1, 6.0, 0), "KL horizon 0"),
+        ((0.1, 6.0, 100, -1.0), "KL gain -1.0 must be 0 or more"),
+        ((0.1, 6.0, 100, math.inf), "KL gain inf"),
     ],
 )
 def test_refused(values, text):

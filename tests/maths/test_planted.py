@@ -45,6 +45,7 @@ from .planted import (
     gae_reads_the_padding,
     gae_returns_the_advantage,
     gae_without_gamma_in_the_trace,
+    gain_keeps_its_last_ratio,
     group_of_one_keeps_its_reward,
     k1_inverted,
     k2_not_halved,
@@ -148,6 +149,9 @@ PLANTED = {
         test_controllers.test_adaptive_error_is_clipped, "updated", adaptive_without_clip
     ),
     "adaptive KL inverted": Planted(test_controllers.test_adaptive_by_hand, "updated", adaptive_inverted),
+    "adaptive KL gain winds up": Planted(
+        test_controllers.test_gain_by_hand, "updated", gain_keeps_its_last_ratio
+    ),
     "adaptive KL forgets its state": Planted(
         test_controllers.test_adaptive_steps_compound, "updated", adaptive_forgets_its_state
     ),

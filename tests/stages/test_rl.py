@@ -496,6 +496,10 @@ def test_weights_that_overflow_never_reach_final(task, capsys):
         ({"kl": KL(loss="k1")}, "kl.loss k1 as a loss has zero expected gradient; use k3 or k2"),
         ({"kl": KL(coef=0.1), "beta": 10.0}, "kl.coef 0.1 and beta 10 state the same thing"),
         ({"kl": KL(coef=0.0, target=6.0)}, "kl.target 6 cannot be reached from a coefficient of 0"),
+        (
+            {"kl": KL(coef=0.1, gain=1.0)},
+            "kl.gain 1 has no target to follow; set kl.target",
+        ),
         ({"kl": KL(target=6.0, horizon=1.0)}, "kl.horizon 1 is too short for batch_size 64; use 640 or more"),
         ({"num_generations": 1}, "num_generations 1 is too few for rloo; use 2 or more"),
         ({"batch_size": 30}, "batch_size 30 is not divisible by num_generations 8; try 24 or 32"),

@@ -48,7 +48,7 @@ def options_of(task, changed):
         "learning_rate": 0.01,
         "lr_scheduler_type": "linear",
         "max_grad_norm": 0.5,
-        "kl": KL(coef=0.1, target=0.05, horizon=40.0),
+        "kl": KL(coef=0.1, target=0.05, horizon=40.0, gain=1.0),
         "best": Best(min_unique=0.0, min_distinct_2=0.0),
         "steps": STEPS,
     } | changed

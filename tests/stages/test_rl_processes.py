@@ -28,7 +28,9 @@ UNEVEN = {
 sign of a gradient, and where that is 0 but for rounding a coin decides."""
 
 SETTINGS = {
-    "rloo, adaptive KL": {"algorithm": "rloo", "kl.coef": 0.1, "kl.target": 0.05, "kl.horizon": 400},
+    "rloo, adaptive KL": {
+        "algorithm": "rloo", "kl.coef": 0.1, "kl.target": 0.05, "kl.horizon": 400, "kl.gain": 1.0,
+    },
     "grpo, passes, mini-batches": {
         "algorithm": "grpo", "num_iterations": 2, "num_mini_batches": 3, "gradient_accumulation_steps": 2,
     },

@@ -21,7 +21,7 @@ from talltree.stages.rl.config import KL
 from . import toy
 
 STEPS = 12
-COMMON = {"steps": STEPS, "kl": KL(coef=0.1, target=0.05, horizon=40.0), "max_grad_norm": 0.5}
+COMMON = {"steps": STEPS, "kl": KL(coef=0.1, target=0.05, horizon=40.0, gain=1.0), "max_grad_norm": 0.5}
 GRID = [
     pytest.param(
         COMMON

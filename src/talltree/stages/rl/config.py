@@ -169,6 +169,11 @@ class Config:
                 "in the reward (rloo, reinforce)"
             )
         if self.kl.target is None:
+            if self.kl.gain > 0:
+                raise ConfigError(
+                    f"kl.gain {self.kl.gain:g} has no target to follow; set kl.target to the nats a sequence "
+                    "that the run may spend, or leave kl.gain out"
+                )
             return
         if self.coef == 0:
             raise ConfigError(

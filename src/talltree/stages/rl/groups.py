@@ -24,6 +24,12 @@ class KL:
     horizon: float = option(
         10_000.0, "episodes over which the adaptive coefficient moves", unit="episodes", above=0
     )
+    gain: float = option(
+        0.0,
+        "power of KL / target that the adaptive coefficient follows at once; 1 meets a target in short runs, "
+        "0 is the rule of Ziegler et al.",
+        low=0,
+    )
     loss: Literal["k1", "k2", "k3"] = option(
         "k3", "estimator where the KL stands in the loss (grpo); k1 is refused, its expected gradient is zero"
     )

@@ -45,7 +45,7 @@ class State:
 
 def fresh_state(config: Config) -> State:
     """The state before the first step."""
-    controller = KLController(config.coef, config.kl.target, config.kl.horizon)
+    controller = KLController(config.coef, config.kl.target, config.kl.horizon, config.kl.gain)
     return State(0, 0, controller, MovingBaseline(), torch.Generator().manual_seed(config.seed))
 
 
