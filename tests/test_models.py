@@ -243,7 +243,7 @@ def test_where_to_compute(monkeypatch):
     assert compute_device("auto") == compute_device("cpu") == torch.device("cpu")
     with pytest.raises(ConfigError, match="torch sees no GPU"):
         compute_device("cuda")
-    with pytest.raises(ConfigError, match="bfloat16 gains nothing on this CPU"):
+    with pytest.raises(ConfigError, match="bfloat16 is for GPUs; use float32 on this CPU"):
         compute_device("auto", "bfloat16")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert compute_device("auto", "bfloat16").type == "cuda"

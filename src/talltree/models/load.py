@@ -157,7 +157,7 @@ def compute_device(asked: str, dtype: str = "float32") -> torch.device:
     if device == "cuda" and found == "cpu":
         raise ConfigError("device cuda is asked for, but torch sees no GPU here; use device auto or cpu")
     if dtype == "bfloat16" and device == "cpu":
-        raise ConfigError("dtype bfloat16 gains nothing on this CPU; use float32, or a GPU")
+        raise ConfigError("dtype bfloat16 is for GPUs; use float32 on this CPU")
     return torch.device(device)
 
 
