@@ -29,6 +29,7 @@ class KL:
         "power of KL / target that the adaptive coefficient follows at once; 1 meets a target in short runs, "
         "0 is the rule of Ziegler et al.",
         low=0,
+        high=10,
     )
     loss: Literal["k1", "k2", "k3"] = option(
         "k3", "estimator where the KL stands in the loss (grpo); k1 is refused, its expected gradient is zero"
