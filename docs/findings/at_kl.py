@@ -4,10 +4,9 @@ A line for each setting; under each KL, for every seed, the reward at the first 
 the last five steps has come that far, itself such a mean, and that step. A dash: it never came so far.
 """
 
-import json
 import sys
 
-from settings import Trial, by_level, finished
+from settings import Trial, by_level, finished, metrics
 
 WINDOW = 5
 
@@ -24,8 +23,7 @@ def main(study: str, *levels: str) -> None:
 
 
 def _reached(trial: Trial, level: float) -> str:
-    lines = (trial.folder / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
-    rows = [json.loads(line) for line in lines if line]
+    rows = metrics(trial.folder)
     for end in range(WINDOW, len(rows) + 1):
         window = rows[end - WINDOW : end]
         kl, reward = (sum(row[key] for row in window) / WINDOW for key in ("kl/sequence", "reward/mean"))

@@ -5,12 +5,11 @@ dashed. Prints what was asked for and how far final/ is on fresh samples: seeds,
 rewards, last coefficients.
 """
 
-import json
 import sys
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from settings import by_level, finished
+from settings import by_level, finished, metrics
 from studies import smooth
 
 COLOURS = ("#1f4e9c", "#2e7d32", "#c77700", "#8a4a7d")
@@ -31,8 +30,7 @@ def main(out: str, study: str) -> None:
         colour = COLOURS[budgets.index(budget)]
         axes.axhline(float(budget), color=colour, linestyle="--", linewidth=0.8)
         for seed in seeds:
-            lines = (seed.folder / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
-            rows = [json.loads(line) for line in lines if line]
+            rows = metrics(seed.folder)
             kl = smooth([row["kl/sequence"] for row in rows])
             axes.plot([row["step"] for row in rows], kl, color=colour, linewidth=1.0)
         axes.set_title(f"{reward}, {model}", loc="left", fontsize=9)

@@ -42,6 +42,12 @@ def by_level(trials: list[Trial], *factors: str) -> dict[tuple[str, ...], list[T
     return found
 
 
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """The rows of a run folder's metrics.jsonl."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
+
+
 def main(study: str, *keys: str) -> None:
     """Prints the table, in Markdown."""
     trials = finished(study)

@@ -4,7 +4,6 @@ A column for each level of FACTOR, a row for each measure, a line for each seed.
 and seed by seed, when the policy left its stories; reward, KL and diversity of the last ten steps.
 """
 
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from settings import metrics
 
 PANELS = (
     ("reward/mean", "reward"),
@@ -37,10 +37,9 @@ def seeds_by_level(studies: list[str], factor: str) -> dict[str, dict[int, list[
         for path in sorted(Path(study).glob("trials/*/trial.yaml")):
             trial = yaml.safe_load(path.read_text(encoding="utf-8"))
             folder = path.parent / list(trial["folders"].values())[-1]
-            if (metrics := folder / "metrics.jsonl").exists():
-                lines = metrics.read_text(encoding="utf-8").split("\n")
-                rows = [json.loads(line) for line in lines if line]
-                levels.setdefault(str(trial["setting"][factor]), {})[trial["seed"]] = rows
+            if (folder / "metrics.jsonl").exists():
+                level = levels.setdefault(str(trial["setting"][factor]), {})
+                level[trial["seed"]] = metrics(folder)
     return levels
 
 

@@ -32,7 +32,7 @@ def test_gain_by_hand(updated=controllers.updated):
     above = updated(start, 8.0, 100)
     assert above.coef == pytest.approx(0.5 * 1.02 * 2.25, abs=1e-12)
     assert above.ratio == pytest.approx(1.5, abs=1e-12)
-    assert updated(above, 4.0, 100).coef == pytest.approx(above.coef * (1.25 / 1.5) ** 2, abs=1e-12)
+    assert updated(above, 4.0, 100).coef == pytest.approx(0.5 * 1.02 * 1.5625, abs=1e-12)
     # No KL at all and a hundred times the target count as a quarter and as four times.
     assert updated(start, 0.0, 100).ratio == updated(start, -3.0, 100).ratio == pytest.approx(0.625)
     assert updated(start, 400.0, 100).ratio == pytest.approx(2.5)

@@ -97,3 +97,31 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+COUNT = '''
+calls = 0
+
+def scripted(prompts, completions):
+    """Call 0 is the preflight's, call N is step N; the measurements before and after come last."""
+    global calls
+    calls += 1
+    return values(calls - 1, completions)
+'''
+
+
+def scripted(task, name, body):
+    """A reward whose values depend on the number of the call: `body` is the rest of values(call, texts)."""
+    path = task.folder / f"{name}.py"
+    path.write_text(COUNT + f"\ndef values(call, texts):\n    {body}\n")
+    return f"{path}:scripted"
+
+
+def checkpoint(run, step):
+    return weights(run / "checkpoints" / f"step-{step}")
+
+
+def assert_equal_weights(left, right):
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
