@@ -14,11 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from talltree.maths.products import product
-
-CHUNK_NUMBERS = 8_000_000
-"""Logits made at a time: 32 MB in float32, and as much again for their exponentials. Rows enough for the
-products."""
+CHUNK_ROWS = 512
+"""Tokens whose logits are made at a time: enough for the products to reach the chip's rate, and 65 MB in
+float32 at V = 32,000."""
 
 BLOCK_NUMBERS = 400_000
 """Logits whose softmax is taken at a time on a CPU: 1.6 MB in float32, which a core's own cache holds."""
@@ -66,23 +64,31 @@ def head_logprobs(
     """
     found = []
     with torch.autocast(hidden_MH.device.type, enabled=False):
-        for part in _parts(len(hidden_MH), weight_VH):
-            logits = _logits(hidden_MH[part], weight_VH, bias_V, temperature)
+        for part, logits in _chunks(hidden_MH, weight_VH, bias_V, temperature):
             for some, token in _blocks(logits, tokens_M[part].unsqueeze(-1)):
                 drawn = some.sub_(some.amax(-1, keepdim=True)).gather(-1, token)
                 found.append((drawn - some.exp_().sum(-1, keepdim=True).log()).squeeze(-1))
     return torch.cat(found)
 
 
-def _parts(count: int, weight_VH: Tensor) -> list[slice]:
-    rows = max(CHUNK_NUMBERS // weight_VH.shape[0], 16)
-    return [slice(start, start + rows) for start in range(0, count, rows)]
+def _chunks(
+    hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, temperature: float
+) -> Iterator[tuple[slice, Tensor]]:
+    """Stretches of the M tokens with their logits / temperature, in float32 at least.
 
-
-def _logits(hidden: Tensor, weight_VH: Tensor, bias_V: Tensor | None, temperature: float) -> Tensor:
-    logits = product(hidden, weight_VH, bias_V)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return logits if temperature == 1.0 else logits.div_(temperature)
+    Each takes the memory of the one before: as many pieces of that size would scatter what is free.
+    """
+    room = hidden_MH.new_empty(min(CHUNK_ROWS, len(hidden_MH)), len(weight_VH))
+    for start in range(0, len(hidden_MH), CHUNK_ROWS):
+        part = slice(start, start + CHUNK_ROWS)
+        hidden = hidden_MH[part]
+        logits = room[: len(hidden)]
+        if bias_V is None:
+            torch.mm(hidden, weight_VH.T, out=logits)
+        else:
+            torch.addmm(bias_V, hidden, weight_VH.T, out=logits)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        yield part, logits if temperature == 1.0 else logits.div_(temperature)
 
 
 def _blocks(logits_MV: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -92,31 +98,31 @@ def _blocks(logits_MV: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 class _Reduced(NamedTuple):
-    """mass_MV = exp(logits - greatest) and its total_M1; logp_M of each token and entropy_M, in nats."""
+    """steep_MV = total (softmax - one-hot(token)) and its total_M1; logp_M and entropy_M in nats."""
 
-    mass_MV: Tensor
+    steep_MV: Tensor
     total_M1: Tensor
     logp_M: Tensor
     entropy_M: Tensor
 
 
 def _reduce(logits_MV: Tensor, token_M1: Tensor) -> _Reduced:
-    """What a chunk of logits is reduced to; their memory is written over.
+    """What a chunk of logits is reduced to; steep_MV takes their memory.
 
     Not torch's softmax: that divides by a total which it adds up one by one in float32, off by up to 1e-4
     over a large vocabulary. sum() adds in pairs.
     """
-    mass_MV = torch.empty_like(logits_MV)
     totals, logp, entropy = [], [], []
-    for logits, mass, token in _blocks(logits_MV, mass_MV, token_M1):
+    for logits, token in _blocks(logits_MV, token_M1):
         # A token of probability 0 contributes 0 times the least finite number to the entropy.
-        below = logits.sub_(logits.amax(-1, keepdim=True)).clamp_(min=torch.finfo(logits.dtype).min)
-        total = torch.exp(below, out=mass).sum(-1, keepdim=True)
+        below = (logits - logits.amax(-1, keepdim=True)).clamp_(min=torch.finfo(logits.dtype).min)
+        total = torch.exp(below, out=logits).sum(-1, keepdim=True)
         totals.append(total)
         logp.append((below.gather(-1, token) - total.log()).squeeze(-1))
-        expected = below.mul_(mass).sum(-1, keepdim=True) / total
+        expected = below.mul_(logits).sum(-1, keepdim=True) / total
         entropy.append((total.log() - expected).squeeze(-1))
-    return _Reduced(mass_MV, torch.cat(totals), torch.cat(logp), torch.cat(entropy))
+        logits.scatter_add_(-1, token, -total)
+    return _Reduced(logits_MV, torch.cat(totals), torch.cat(logp), torch.cat(entropy))
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -137,9 +143,9 @@ class _HeadLoss(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight_VH, dtype=wide) if need_weight else None
         grad_bias = torch.zeros_like(bias_V, dtype=wide) if bias_V is not None and need_bias else None
         losses, logp, entropy = [], [], []
-        for part in _parts(len(hidden_MH), weight_VH):
+        for part, logits in _chunks(hidden_MH, weight_VH, bias_V, temperature):
             hidden, token = hidden_MH[part], tokens_M[part].unsqueeze(-1)
-            reduced = _reduce(_logits(hidden, weight_VH, bias_V, temperature), token)
+            reduced = _reduce(logits, token)
             logp.append(reduced.logp_M)
             entropy.append(reduced.entropy_M)
             with torch.enable_grad():
@@ -147,19 +153,18 @@ class _HeadLoss(torch.autograd.Function):
                 loss = token_loss(leaf, part).sum()
             losses.append(loss.detach())
             (slope,) = torch.autograd.grad(loss, leaf)
-            slope = slope.unsqueeze(-1) / temperature
-            steep = reduced.mass_MV.mul_(-slope / reduced.total_M1).scatter_add_(-1, token, slope)
-            steep = steep.to(hidden.dtype)
+            # Rows are scaled on the side that is hidden wide, not on the one that is a vocabulary wide.
+            scale_M1 = -slope.unsqueeze(-1) / (temperature * reduced.total_M1)
+            steep_MV = reduced.steep_MV.to(hidden.dtype)
             if grad_hidden is not None:
-                torch.mm(steep, weight_VH, out=grad_hidden[part])
-            if grad_weight is not None and steep.dtype == wide:
-                grad_weight.addmm_(steep.T, hidden)
+                torch.mul(steep_MV @ weight_VH, scale_M1, out=grad_hidden[part])
+            scaled_MH = (hidden * scale_M1).to(hidden.dtype)
+            if grad_weight is not None and steep_MV.dtype == wide:
+                grad_weight.addmm_(steep_MV.T, scaled_MH)
             elif grad_weight is not None:
-                grad_weight += steep.T @ hidden
+                grad_weight += steep_MV.T @ scaled_MH
             if grad_bias is not None:
-                grad_bias += steep.sum(0)
-            # Freed before the next chunk is made: two at a time would be twice the memory.
-            del reduced, steep
+                grad_bias += (steep_MV.T @ scale_M1.to(hidden.dtype)).squeeze(-1)
         ctx.gradients = (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight_VH.dtype),
@@ -175,5 +180,7 @@ class _HeadLoss(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError("head_loss can be differentiated once; call it again for another backward")
-        # In place: another copy of the head's gradient would be the largest thing in memory.
-        return *(None if each is None else each.mul_(upstream) for each in gradients), None, None, None
+        # Mostly 1, and in place: another pass over the head's gradient, or a copy, would be felt.
+        if upstream != 1:
+            gradients = tuple(None if each is None else each.mul_(upstream) for each in gradients)
+        return *gradients, None, None, None

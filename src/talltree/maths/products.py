@@ -1,9 +1,9 @@
 """Products with a weight matrix, x @ weight.T + bias, by whichever library is fast at their shape.
 
-torch's own float32 product on a CPU loses much of the chip's rate where x has few rows or the weight has many
-(a decode step, a vocabulary head). oneDNN, which torch carries, does not, and less so with the weight
-reordered once beforehand; but a call of it costs more than the product with a small weight. On other devices,
-in other precisions and without oneDNN, all are plain `linear`.
+torch's own float32 product on a CPU loses much of the chip's rate where x has few rows and the weight has
+many (a decode step, its vocabulary head most of all). oneDNN, which torch carries, does not, and less so with
+the weight reordered once beforehand; but a call of it costs more than the product with a small weight. On
+other devices, in other precisions and without oneDNN, a large one is plain `linear`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,7 @@ SMALL = 600_000
 call of oneDNN's."""
 
 Product = Callable[[Tensor], Tensor]
-"""x (..., in) -> x @ weight.T + bias (..., out), without gradient."""
-
-
-def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The product x @ weight.T + bias, no gradient: x (M, in), weight (out, in), bias (out,) -> (M, out)."""
-    if _onednn(weight):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
+"""x (M, in) -> x @ weight.T + bias (M, out), without gradient."""
 
 
 def packed(weight: Tensor, bias: Tensor | None) -> Product:
@@ -35,8 +28,10 @@ def packed(weight: Tensor, bias: Tensor | None) -> Product:
     It may or may not follow later changes of the weight: take it anew after every update.
     """
     if weight.device.type == "cpu" and weight.numel() <= SMALL:
-        by_columns = weight.T.contiguous().T
-        return lambda x: F.linear(x, by_columns, bias)
+        by_columns = weight.T.contiguous()
+        if bias is None:
+            return lambda x: torch.mm(x, by_columns)
+        return lambda x: torch.addmm(bias, x, by_columns)
     if _onednn(weight):
         reordered = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
         return lambda x: torch.ops.mkldnn._linear_pointwise(x, reordered, bias, "none", [], "")

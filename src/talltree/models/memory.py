@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from talltree.errors import RunError
-from talltree.maths.head import CHUNK_NUMBERS
+from talltree.maths.head import CHUNK_ROWS
 from talltree.models.score import vocabulary_head
 from talltree.models.views import base_model
 
@@ -77,16 +77,16 @@ def activation_bytes(model: PreTrainedModel, length: int) -> int:
 def training_bytes(model: PreTrainedModel, texts: int, length: int, fast: bool) -> int:
     """A forward and backward pass over `texts` texts of `length` tokens.
 
-    What autograd keeps and half as much for gradients on their way; the head's weights reordered, their
-    gradient and the embedding's; and the logits with what is made of them: three times a chunk of the fast
-    head, or eleven times all of them: eight at once, and what kept memory is too scattered to give back.
+    What autograd keeps and half as much for gradients on their way; the gradients of head and embedding; and
+    the logits with what is made of them: three times a chunk of the fast head, or eleven times all of them:
+    eight at once, and what kept memory is too scattered to give back.
     """
     config = base_model(model).config.get_text_config()
     vocabulary, hidden = config.vocab_size, config.hidden_size
     logits = texts * length * vocabulary
     chunked = fast and vocabulary_head(model) is not None
-    logits = 3 * min(CHUNK_NUMBERS, logits) if chunked else 11 * logits
-    return texts * activation_bytes(model, length) * 3 // 2 + 4 * (logits + 3 * vocabulary * hidden)
+    logits = 3 * min(CHUNK_ROWS * vocabulary, logits) if chunked else 11 * logits
+    return texts * activation_bytes(model, length) * 3 // 2 + 4 * (logits + 2 * vocabulary * hidden)
 
 
 def body_training_bytes(body: PreTrainedModel, texts: int, length: int) -> int:
