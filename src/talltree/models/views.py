@@ -54,7 +54,9 @@ class DecodeView(NamedTuple):
 
     embedding: Tensor  # (V, hidden)
     positions: Tensor | None  # learned (context, hidden)
-    rotary: nn.Module | None  # the model's own module: handles every scaling of its family
+    rotary: (
+        nn.Module | None
+    )  # the model's own module, every scaling of its family; turned pairs are neighbours
     layers: list[Layer]
     final_norm: Norm | BareNorm
     head: Product
@@ -154,11 +156,17 @@ def _llama(model: Any) -> DecodeView | None:
     if config.hidden_act != "silu" or "dynamic" in rotary or rotary == "longrope":
         return None
     head_dim = body.layers[0].self_attn.head_dim
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    order = _pairs_side_by_side(heads, kv_heads, head_dim).to(model.device)
     final_norm, head = _norm_and_product(body.norm, model.lm_head)
     layers = [
         Layer(
             *_norm_and_product(
-                block.input_layernorm, block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj
+                block.input_layernorm,
+                block.self_attn.q_proj,
+                block.self_attn.k_proj,
+                block.self_attn.v_proj,
+                order=order,
             ),
             _product(block.self_attn.o_proj),
             *_norm_and_product(block.post_attention_layernorm, block.mlp.gate_proj, block.mlp.up_proj),
@@ -174,12 +182,23 @@ def _llama(model: Any) -> DecodeView | None:
         layers=layers,
         final_norm=final_norm,
         head=head,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
+        heads=heads,
+        kv_heads=kv_heads,
         head_dim=head_dim,
         scale=head_dim**-0.5,
         gated=True,
     )
+
+
+def _pairs_side_by_side(heads: int, kv_heads: int, head_dim: int) -> Tensor:
+    """Order of queries, keys and values in which the two numbers that a rotation turns are neighbours.
+
+    The library pairs i with i + head_dim / 2. An order that queries and keys share changes no score.
+    """
+    within = torch.arange(head_dim).view(2, -1).T.reshape(-1)
+    turned = torch.arange(heads + kv_heads).unsqueeze(1) * head_dim + within
+    values = torch.arange((heads + kv_heads) * head_dim, (heads + 2 * kv_heads) * head_dim)
+    return torch.cat((turned.reshape(-1), values))
 
 
 def _norm(module: Any) -> Norm:
@@ -188,22 +207,29 @@ def _norm(module: Any) -> Norm:
     return Norm(module.weight.detach(), None, module.variance_epsilon)
 
 
-def _norm_and_product(norm: Any, *modules: Any) -> tuple[Norm | BareNorm, Product]:
+def _norm_and_product(
+    norm: Any, *modules: Any, order: Tensor | None = None
+) -> tuple[Norm | BareNorm, Product]:
     """A root-mean-square norm and the product after it, on a CPU in float32 with its weight taken in."""
     scale = norm.weight.detach()
     if scale.device.type != "cpu" or scale.dtype != torch.float32:
-        return _norm(norm), _product(*modules)
+        return _norm(norm), _product(*modules, order=order)
     width = len(scale)
     floor = torch.tensor((width * norm.variance_epsilon) ** 0.5)
-    return BareNorm(floor), _product(*modules, scale=scale * width**0.5)
+    return BareNorm(floor), _product(*modules, scale=scale * width**0.5, order=order)
 
 
-def _product(*modules: Any, scale: Tensor | None = None) -> Product:
-    """The product with a module's weight, or with those of several stacked; scale (in,) multiplies its x."""
+def _product(*modules: Any, scale: Tensor | None = None, order: Tensor | None = None) -> Product:
+    """The product with a module's weight, or with those of several stacked.
+
+    scale (in,) multiplies its x, and order (out,) says which of its results stands where.
+    """
     parts = [_weight_and_bias(module) for module in modules]
     biases = [bias for _, bias in parts if bias is not None]
     weight = parts[0][0] if len(parts) == 1 else torch.cat([weight for weight, _ in parts])
     bias = None if not biases else biases[0] if len(biases) == 1 else torch.cat(biases)
+    if order is not None:
+        weight, bias = weight[order], None if bias is None else bias[order]
     return packed(weight if scale is None else weight * scale, bias)
 
 

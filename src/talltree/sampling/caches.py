@@ -31,18 +31,19 @@ class WeightCache:
         unique, rows = _unique(prompt_ids, device)
         longest = max(map(len, unique))
         self.view = view
-        self.rotary = _rotary_tables(view, longest + room)
+        self.turns = _rotary_turns(view, longest + room)
         tokens_PL = torch.zeros(len(unique), longest, dtype=torch.long, device=device)
         for row, ids in enumerate(unique):
             tokens_PL[row, : len(ids)] = torch.tensor(ids, device=device)
         last_P = torch.tensor([len(ids) - 1 for ids in unique], device=device)
 
-        self.layers: list[tuple[Tensor, Tensor]] = []
-        hidden = self._embed(tokens_PL, torch.arange(longest, device=device))
+        # Keys and values of a layer stand in one block (N, 2 kv_heads, positions, head_dim), keys first.
+        self.layers: list[Tensor] = []
+        hidden = self._embed(tokens_PL, torch.arange(longest, device=device)).flatten(0, 1)
         for layer in view.layers:
-            hidden, keys, values = self._read(layer, hidden)
-            self.layers.append((self._roomy(keys, rows, room), self._roomy(values, rows, room)))
-        hidden = hidden[torch.arange(len(unique), device=device), last_P]
+            hidden, kv = self._read(layer, hidden, len(unique))
+            self.layers.append(self._roomy(kv, rows, room))
+        hidden = hidden.view(len(unique), longest, -1)[torch.arange(len(unique), device=device), last_P]
         self.logits = self._head(hidden).index_select(0, rows)
         self.position = (last_P + 1).index_select(0, rows)
         self.length = longest  # columns in use, counted here because asking a GPU would stop it
@@ -50,7 +51,7 @@ class WeightCache:
         self.level = all(len(ids) == longest for ids in unique)
 
     def keep(self, rows: Tensor) -> None:
-        self.layers = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.layers]
+        self.layers = [kv.index_select(0, rows) for kv in self.layers]
         self.position = self.position[rows]
 
     def step(self, token_N: Tensor) -> Tensor:
@@ -58,24 +59,21 @@ class WeightCache:
         self.length += 1
         length = self.length
         masks = {window: self._visible(length, window) for window in {layer.window for layer in view.layers}}
-        hidden = view.embedding[token_N]
-        if view.positions is not None:
-            hidden = hidden + view.positions[self.position]
-        turn = None
-        if self.rotary is not None:
-            turn = tuple(table[self.position].unsqueeze(1) for table in self.rotary)
+        hidden = self._embed(token_N, self.position)
+        turn = None if self.turns is None else self.turns[self.position]
         row_N = torch.arange(N, device=token_N.device)
-        for layer, (keys, values) in zip(view.layers, self.layers, strict=True):
-            q, k, v = self._project(layer, hidden, turn)
+        for layer, block in zip(view.layers, self.layers, strict=True):
+            q, kv = self._project(layer, hidden, turn, N)
             if self.level:
-                keys[:, :, length - 1], values[:, :, length - 1] = k, v
+                block[:, :, length - 1] = kv
             else:
-                keys[row_N, :, self.position], values[row_N, :, self.position] = k, v
+                block[row_N, :, self.position] = kv
+            keys, values = block[:, :, :length].chunk(2, 1)
             # Grouped-query heads stand where several query positions would: no key is copied.
             out = F.scaled_dot_product_attention(
                 q.reshape(N, view.kv_heads, -1, view.head_dim),
-                keys[:, :, :length],
-                values[:, :, :length],
+                keys,
+                values,
                 attn_mask=masks[layer.window],
                 scale=view.scale,
             )
@@ -95,43 +93,39 @@ class WeightCache:
             visible &= place > self.position.unsqueeze(1) - window
         return visible[:, None, None, :]
 
-    def _read(self, layer: Layer, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _read(self, layer: Layer, hidden: Tensor, prompts: int) -> tuple[Tensor, Tensor]:
+        """A block over whole prompts, hidden (prompts * L, hidden); its keys and values, keys first."""
         view = self.view
-        P, L, _ = hidden.shape
-        turn = None
-        if self.rotary is not None:
-            turn = tuple(table[:L].unsqueeze(1) for table in self.rotary)
-        q, k, v = (part.transpose(1, 2) for part in self._project(layer, hidden, turn))
+        L = len(hidden) // prompts
+        turn = None if self.turns is None else self.turns[:L]
+        q, kv = (part.transpose(1, 2) for part in self._project(layer, hidden, turn, prompts, L))
         mask = None
         if layer.window is not None and layer.window < L:
             place = torch.arange(L, device=hidden.device)
             gap = place.unsqueeze(1) - place
             mask = (gap >= 0) & (gap < layer.window)
         share = view.heads // view.kv_heads
+        keys, values = (part.repeat_interleave(share, 1) for part in kv.chunk(2, 1))
         out = F.scaled_dot_product_attention(
-            q,
-            k.repeat_interleave(share, 1),
-            v.repeat_interleave(share, 1),
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=view.scale,
+            q, keys, values, attn_mask=mask, is_causal=mask is None, scale=view.scale
         )
-        out = layer.attention_out(out.transpose(1, 2).reshape(P, L, -1))
-        return _feed_forward(view, layer, hidden + out), k, v
+        out = layer.attention_out(out.transpose(1, 2).reshape(prompts * L, -1))
+        return _feed_forward(view, layer, hidden + out), kv
 
     def _project(
-        self, layer: Layer, hidden: Tensor, turn: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (..., heads, head_dim); queries and keys turned together."""
+        self, layer: Layer, hidden: Tensor, turn: Tensor | None, *rows: int
+    ) -> tuple[Tensor, Tensor]:
+        """Queries (*rows, heads, head_dim), and keys and values together; those that have a place, turned."""
         view = self.view
         qkv = layer.qkv(_normalise(layer.attention_norm, hidden))
-        qkv = qkv.view(*hidden.shape[:-1], -1, view.head_dim)
         if turn is None:
-            q, k, v = qkv.split_with_sizes((view.heads, view.kv_heads, view.kv_heads), -2)
-            return q, k, v
-        qk, v = qkv.split_with_sizes((view.heads + view.kv_heads, view.kv_heads), -2)
-        q, k = _rotate(qk, turn).split_with_sizes((view.heads, view.kv_heads), -2)
-        return q, k, v
+            qkv = qkv.view(*rows, -1, view.head_dim)
+        else:
+            # There are no complex numbers of two bfloat16.
+            wide = qkv.to(turn.dtype.to_real()).view(*rows, -1, view.head_dim // 2, 2)
+            qkv = torch.view_as_real(torch.view_as_complex(wide) * turn).flatten(-2).to(qkv.dtype)
+        q, kv = qkv.split_with_sizes((view.heads, 2 * view.kv_heads), -2)
+        return q, kv
 
     def _embed(self, tokens: Tensor, place: Tensor) -> Tensor:
         hidden = self.view.embedding[tokens]
@@ -210,16 +204,16 @@ def _feed_forward(view: DecodeView, layer: Layer, hidden: Tensor) -> Tensor:
     return hidden + layer.mlp_out(inner)
 
 
-def _rotary_tables(view: DecodeView, length: int) -> tuple[Tensor, Tensor] | None:
+def _rotary_turns(view: DecodeView, length: int) -> Tensor | None:
+    """e^(i angle) for every place, head and pair (length, heads + 2 kv_heads, head_dim / 2); 1 for values.
+
+    With values in it, one multiplication turns what a product gives, and keys and values stay together.
+    """
     if view.rotary is None:
         return None
     place = torch.arange(length, device=view.embedding.device).unsqueeze(0)
-    cos, sin = (table[0] for table in view.rotary(view.embedding, place))
-    left, right = sin.chunk(2, -1)
-    return cos, torch.cat((-left, right), -1)
-
-
-def _rotate(x: Tensor, turn: tuple[Tensor, ...]) -> Tensor:
-    """(left, right) -> (left, right) * cos + (-right, left) * sin; the sign is in the table of sines."""
-    cos, sin = turn
-    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
+    kind = torch.promote_types(view.embedding.dtype, torch.float32)
+    cos, sin = (table[0].chunk(2, -1)[0].to(kind) for table in view.rotary(view.embedding, place))
+    turn = torch.complex(cos, sin).unsqueeze(1)
+    turned = view.heads + view.kv_heads
+    return torch.cat((turn.expand(-1, turned, -1), torch.ones_like(turn).expand(-1, view.kv_heads, -1)), 1)
