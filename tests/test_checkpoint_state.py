@@ -104,6 +104,19 @@ def test_tensors_that_share_memory(tmp_path):
     assert back["head"].data_ptr() != back["shaped"].data_ptr()
 
 
+def test_a_tensor_alone_in_its_memory_is_written_from_there(tmp_path, monkeypatch):
+    """An optimiser's moments are twice the model: a copy of them would be a run's peak of memory."""
+    import torch
+
+    written = {}
+    monkeypatch.setattr("safetensors.torch.save_file", lambda tensors, path: written.update(tensors))
+    moment, part = torch.arange(6.0), torch.arange(6.0)[2:4]
+    checkpoint.save_state(tmp_path, {"moment": moment, "again": moment.view(2, 3), "part": part})
+    assert written["state/moment"].data_ptr() == moment.data_ptr()
+    assert written["state/again"].data_ptr() != moment.data_ptr()
+    assert written["state/part"].data_ptr() != part.data_ptr()
+
+
 def test_int_and_text_keys_of_one_dict_do_not_meet(tmp_path):
     import torch
 

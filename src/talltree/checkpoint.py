@@ -355,8 +355,17 @@ def _store(tensor: Tensor, place: str, tensors: dict[str, Tensor], seen: dict[tu
     name = place
     while name in tensors:  # the keys 0 and "0" of one dict lead to the same place
         name += "'"
-    # safetensors refuses tensors that overlap in memory, so each gets memory of its own.
-    tensors[name] = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
+    # safetensors refuses tensors that overlap in memory: whatever may is copied. The rest is written from
+    # where it lies, because the optimiser's moments are twice the size of the model.
+    storage = tensor.untyped_storage()
+    taken = {held.untyped_storage().data_ptr() for held in tensors.values()}
+    plain = (
+        tensor.device.type == "cpu" and tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
+    )
+    if plain and storage.nbytes() == tensor.nbytes and storage.data_ptr() not in taken:
+        tensors[name] = tensor.detach()
+    else:
+        tensors[name] = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
     seen[same] = name
     return name
 
