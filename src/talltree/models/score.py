@@ -26,7 +26,7 @@ from talltree.types import Rollout
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TOKENS_AT_A_TIME = {"cpu": 2048, "cuda": 65536}
+TOKENS_AT_A_TIME = {"cpu": 1536, "cuda": 65536}
 """Tokens, padding included, in one pass through a model: enough for its products, and few enough for a CPU's
 caches and for memory. Fixed by the device, so that the same run has the same bits on a busy machine."""
 

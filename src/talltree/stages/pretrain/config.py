@@ -43,7 +43,7 @@ class Config:
     steps: int = option(1000, "optimiser updates", unit="steps", low=1)
     batch_size: int = option(16, "rows of `model.context` tokens in an update", unit="rows", low=1)
     micro_batch_size: int | None = option(
-        None, "rows at a time (null: about 2,048 tokens on a CPU, 65,536 on a GPU)", unit="rows", low=1
+        None, "rows at a time (null: about 1,536 tokens on a CPU, 65,536 on a GPU)", unit="rows", low=1
     )
     optimizer: str = option(
         "adamw",
