@@ -140,7 +140,7 @@ class _HeadLoss(torch.autograd.Function):
         # Summed over the chunks in float32 at least: bfloat16 would round small terms away.
         wide = torch.promote_types(weight_VH.dtype, torch.float32)
         grad_hidden = torch.empty_like(hidden_MH) if need_hidden else None
-        grad_weight = torch.zeros_like(weight_VH, dtype=wide) if need_weight else None
+        grad_weight = torch.empty_like(weight_VH, dtype=wide) if need_weight else None
         grad_bias = torch.zeros_like(bias_V, dtype=wide) if bias_V is not None and need_bias else None
         losses, logp, entropy = [], [], []
         for part, logits in _chunks(hidden_MH, weight_VH, bias_V, temperature):
@@ -160,9 +160,10 @@ class _HeadLoss(torch.autograd.Function):
                 torch.mul(steep_MV @ weight_VH, scale_M1, out=grad_hidden[part])
             scaled_MH = (hidden * scale_M1).to(hidden.dtype)
             if grad_weight is not None and steep_MV.dtype == wide:
-                grad_weight.addmm_(steep_MV.T, scaled_MH)
+                # The first chunk writes over what is there: zeros beforehand would be one more pass.
+                grad_weight.addmm_(steep_MV.T, scaled_MH, beta=0 if part.start == 0 else 1)
             elif grad_weight is not None:
-                grad_weight += steep_MV.T @ scaled_MH
+                grad_weight.copy_(steep_MV.T @ scaled_MH + (0 if part.start == 0 else grad_weight))
             if grad_bias is not None:
                 grad_bias += (steep_MV.T @ scale_M1.to(hidden.dtype)).squeeze(-1)
         ctx.gradients = (
