@@ -54,9 +54,7 @@ class DecodeView(NamedTuple):
 
     embedding: Tensor  # (V, hidden)
     positions: Tensor | None  # learned (context, hidden)
-    rotary: (
-        nn.Module | None
-    )  # the model's own module, every scaling of its family; turned pairs are neighbours
+    rotary: nn.Module | None  # the model's own, with every scaling; it turns neighbours in pairs
     layers: list[Layer]
     final_norm: Norm | BareNorm
     head: Product
