@@ -100,6 +100,17 @@ def test_value_clip_share_by_hand(value_clip_share=losses.value_clip_share):
     assert_equal(value_clip_share(value, torch.ones(2, 3), target, torch.zeros_like(mask), 1.0), 0.0)
 
 
+def test_values_inside_the_clip_do_not_count_by_their_rounding():
+    """The sum old + (V - old) is V but for its last bit, which must not make a loss the clipped one."""
+    # Between -0.1 and 0.1, so that none moves by 0.2.
+    old, value = 0.2 * torch.rand(2, 1000, generator=torch.Generator().manual_seed(0)) - 0.1
+    target = torch.randn(1000, generator=torch.Generator().manual_seed(1))
+    assert (old + (value - old) != value).any()
+    share = losses.value_clip_share(value, old, target, torch.ones(1000, dtype=torch.bool), 0.2)
+    assert_equal(share, 0.0)
+    assert torch.equal(losses.clipped_value(value, old, target, 0.2), 0.5 * (value - target).square())
+
+
 def test_a_value_clip_of_nothing_is_refused():
     with pytest.raises(ValueError, match="value clip 0 must be above 0"):
         losses.clipped_value(VALUE, OLD_VALUE, RETURN, 0)

@@ -86,7 +86,8 @@ def value_clip_share(
 def _clipped_value(value: Tensor, old_value: Tensor, clip: float) -> Tensor:
     if not clip > 0:
         raise ValueError(f"value clip {clip} must be above 0; 0.2 is usual, None clips nothing")
-    return old_value + (value - old_value).clamp(-clip, clip)
+    # Not old + clip(V - old): within the bounds that is V but for its rounding, which would count as clipped.
+    return value.clamp(old_value - clip, old_value + clip)
 
 
 def _check_bounds(low: float, high: float) -> None:
