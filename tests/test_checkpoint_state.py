@@ -91,6 +91,7 @@ def test_tensors_that_share_memory(tmp_path):
 
     base = torch.arange(6.0)
     tree = {
+        "early": base[1:3],
         "head": base,
         "tied": base.detach(),
         "part": base[2:4],

@@ -137,7 +137,7 @@ def test_scaled_rotary_frequencies_are_in_the_view():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_in_bfloat16_are_sampled_as_they_are(name):
-    """Complex numbers, which turn queries and keys, do not come in bfloat16."""
+    """Rotary ones too, whose queries and keys are turned as complex numbers, which bfloat16 has not."""
     model = MODELS[name]().to(torch.bfloat16)
     out = run(model)
     trained = likelihood(model, PROMPTS, out.tokens_NT, out.mask_NT, 1.0)

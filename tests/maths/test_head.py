@@ -15,6 +15,7 @@ M, H, V = 70, 5, 11
 def chunk(request, monkeypatch):
     """Rows held at a time, 33 being no divisor of 70; passes go over three of them."""
     monkeypatch.setattr(head, "CHUNK_ROWS", request.param)
+    monkeypatch.setattr(head, "CHUNK_NUMBERS", 1)
     monkeypatch.setattr(head, "BLOCK_NUMBERS", 3 * V)
 
 
@@ -145,6 +146,29 @@ def test_half_precision_is_widened_before_the_softmax(chunk):
     torch.testing.assert_close(entropy_M, expected_entropy_M, atol=1e-5, rtol=0)
 
 
+def test_gradients_in_half_precision_are_those_of_its_values(chunk):
+    """Against autograd in float64 from the same rounded numbers, slopes of both signs among them."""
+    leaves = inputs(torch.bfloat16)[:3]
+    tokens_M, advantage_M = inputs()[3], draws(1)
+
+    def token_loss(logp, part):
+        return advantage_M[part].to(logp.dtype) * logp.exp()
+
+    loss = head_loss(*leaves, tokens_M, 0.7, token_loss).loss
+    found = torch.autograd.grad(loss, leaves)
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    logp_M, _ = whole(*exact, tokens_M, 0.7)
+    expected = torch.autograd.grad(token_loss(logp_M, slice(None)).sum(), exact)
+    for left, right in zip(found, expected, strict=True):
+        # bfloat16 keeps 8 bits: logits, softmax, scale and result are each rounded to 1 part in 256.
+        assert (left.double() - right).norm() < 0.02 * right.norm()
+
+
+def test_a_small_vocabulary_takes_more_tokens_at_a_time():
+    assert head.chunk_rows(32_000) == 512
+    assert head.chunk_rows(2_000) == 4_000
+
+
 def test_autocast_leaves_the_sums_over_the_vocabulary_wide(chunk):
     arguments = *inputs(torch.bfloat16), 0.7
     expected = *head_loss(*arguments, summed), head_logprobs(*arguments)
@@ -162,6 +186,7 @@ def test_the_gradient_of_a_bfloat16_head_is_summed_over_chunks_in_float32(monkey
     gradients = []
     for rows in (1, M):
         monkeypatch.setattr(head, "CHUNK_ROWS", rows)
+        monkeypatch.setattr(head, "CHUNK_NUMBERS", 1)
         loss = head_loss(hidden_MH, weight_VH, None, tokens_M, 1.0, summed).loss
         gradients.append(torch.autograd.grad(loss, weight_VH)[0].float())
     assert gradients[0].abs().max() > 1

@@ -11,6 +11,7 @@ from talltree import cli
 from talltree.models import memory
 from talltree.models.load import load_model
 from talltree.models.memory import Need
+from talltree.models.score import TOKENS_AT_A_TIME
 from talltree.run import Run
 from talltree.stages.rl import Config, room
 from talltree.stages.rl.parts import load_parts
@@ -284,5 +285,5 @@ def test_a_real_allocation_that_fails_is_recognised():
 def test_the_story_models_step_is_small(shared):
     """64 texts of 104 tokens in parts, against all of them at once with all their logits."""
     model = load_model(str(shared / "models" / "stories15M"))
-    assert memory.training_bytes(model, 1536 // 104, 104, True) < 1.5 * GIB
+    assert memory.training_bytes(model, TOKENS_AT_A_TIME["cpu"] // 104, 104, True) < 0.6 * GIB
     assert memory.training_bytes(model, 64, 104, False) > 3 * GIB

@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 
 CHUNK_ROWS = 512
-"""Tokens whose logits are made at a time: enough for the products to reach the chip's rate, and 65 MB in
-float32 at V = 32,000."""
+"""Tokens whose logits are made at a time, at least: enough for the products to reach a CPU's rate, and 65 MB
+in float32 at V = 32,000."""
+
+CHUNK_NUMBERS = 8_000_000
+"""Logits made at a time, at least: a small vocabulary takes more tokens."""
 
 BLOCK_NUMBERS = 400_000
 """Logits whose softmax is taken at a time on a CPU: 1.6 MB in float32, which a core's own cache holds."""
@@ -71,16 +74,23 @@ def head_logprobs(
     return torch.cat(found)
 
 
+def chunk_rows(vocabulary: int) -> int:
+    """Tokens whose logits are made at a time."""
+    return max(CHUNK_ROWS, CHUNK_NUMBERS // vocabulary)
+
+
 def _chunks(
     hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, temperature: float
 ) -> Iterator[tuple[slice, Tensor]]:
     """Stretches of the M tokens with their logits / temperature, in float32 at least.
 
-    Each takes the memory of the one before: as many pieces of that size would scatter what is free.
+    Each takes the memory of the one before, or below float32 is widened into its own: as many pieces of that
+    size would scatter what is free.
     """
-    room = hidden_MH.new_empty(min(CHUNK_ROWS, len(hidden_MH)), len(weight_VH))
-    for start in range(0, len(hidden_MH), CHUNK_ROWS):
-        part = slice(start, start + CHUNK_ROWS)
+    rows = chunk_rows(len(weight_VH))
+    room = hidden_MH.new_empty(min(rows, len(hidden_MH)), len(weight_VH))
+    for start in range(0, len(hidden_MH), rows):
+        part = slice(start, start + rows)
         hidden = hidden_MH[part]
         logits = room[: len(hidden)]
         if bias_V is None:
@@ -158,14 +168,19 @@ class _HeadLoss(torch.autograd.Function):
             steep_MV = reduced.steep_MV.to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mul(steep_MV @ weight_VH, scale_M1, out=grad_hidden[part])
-            scaled_MH = (hidden * scale_M1).to(hidden.dtype)
-            if grad_weight is not None and steep_MV.dtype == wide:
+            if grad_weight is not None:
+                scaled_MH = (hidden * scale_M1).to(hidden.dtype)
                 # The first chunk writes over what is there: zeros beforehand would be one more pass.
-                grad_weight.addmm_(steep_MV.T, scaled_MH, beta=0 if part.start == 0 else 1)
-            elif grad_weight is not None:
-                grad_weight.copy_(steep_MV.T @ scaled_MH + (0 if part.start == 0 else grad_weight))
+                if steep_MV.dtype == wide:
+                    grad_weight.addmm_(steep_MV.T, scaled_MH, beta=0 if part.start == 0 else 1)
+                elif part.start == 0:
+                    grad_weight.copy_(steep_MV.T @ scaled_MH)
+                else:
+                    grad_weight += steep_MV.T @ scaled_MH
             if grad_bias is not None:
                 grad_bias += (steep_MV.T @ scale_M1.to(hidden.dtype)).squeeze(-1)
+            # Freed before the next chunk is made, where it has memory of its own.
+            del logits, reduced, steep_MV
         ctx.gradients = (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight_VH.dtype),

@@ -2,8 +2,8 @@
 
 torch's own float32 product on a CPU loses much of the chip's rate where x has few rows and the weight has
 many (a decode step, its vocabulary head most of all). oneDNN, which torch carries, does not, and less so with
-the weight reordered once beforehand; but a call of it costs more than the product with a small weight. On
-other devices, in other precisions and without oneDNN, a large one is plain `linear`.
+the weight reordered once beforehand; but a call of it costs more than the product with a small weight. In
+other precisions and without oneDNN a large one is plain `linear`, and every one on other devices.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from talltree.errors import RunError
-from talltree.maths.head import CHUNK_ROWS
+from talltree.maths.head import chunk_rows
 from talltree.models.score import vocabulary_head
 from talltree.models.views import base_model
 
@@ -85,7 +85,7 @@ def training_bytes(model: PreTrainedModel, texts: int, length: int, fast: bool) 
     vocabulary, hidden = config.vocab_size, config.hidden_size
     logits = texts * length * vocabulary
     chunked = fast and vocabulary_head(model) is not None
-    logits = 3 * min(CHUNK_ROWS * vocabulary, logits) if chunked else 11 * logits
+    logits = 3 * min(chunk_rows(vocabulary) * vocabulary, logits) if chunked else 11 * logits
     return texts * activation_bytes(model, length) * 3 // 2 + 4 * (logits + 2 * vocabulary * hidden)
 
 

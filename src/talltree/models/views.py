@@ -41,7 +41,7 @@ class Layer(NamedTuple):
     """The norms and products of one block, and how far back its attention sees."""
 
     attention_norm: Norm | BareNorm
-    qkv: Product
+    qkv: Product  # where positions are rotary, the two numbers that a rotation turns are neighbours
     attention_out: Product
     mlp_norm: Norm | BareNorm
     mlp_in: Product  # gate and up stacked where the feed-forward is gated
@@ -54,7 +54,7 @@ class DecodeView(NamedTuple):
 
     embedding: Tensor  # (V, hidden)
     positions: Tensor | None  # learned (context, hidden)
-    rotary: nn.Module | None  # the model's own, with every scaling; it turns neighbours in pairs
+    rotary: nn.Module | None  # the model's own module: handles every scaling of its family
     layers: list[Layer]
     final_norm: Norm | BareNorm
     head: Product

@@ -94,7 +94,7 @@ class WeightCache:
         return visible[:, None, None, :]
 
     def _read(self, layer: Layer, hidden: Tensor, prompts: int) -> tuple[Tensor, Tensor]:
-        """A block over whole prompts, hidden (prompts * L, hidden); its keys and values, keys first."""
+        """A layer over whole prompts, hidden (prompts * L, hidden); its keys and values, keys first."""
         view = self.view
         L = len(hidden) // prompts
         turn = None if self.turns is None else self.turns[:L]
@@ -115,7 +115,7 @@ class WeightCache:
     def _project(
         self, layer: Layer, hidden: Tensor, turn: Tensor | None, *rows: int
     ) -> tuple[Tensor, Tensor]:
-        """Queries (*rows, heads, head_dim), and keys and values together; those that have a place, turned."""
+        """Queries (*rows, heads, head_dim), and keys with values; turned where positions are rotary."""
         view = self.view
         qkv = layer.qkv(_normalise(layer.attention_norm, hidden))
         if turn is None:
